@@ -1,0 +1,66 @@
+"""The commands. With none, serve MCP on standard input and output, as chat hosts start it."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from bfl_mcp import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 done, 1 failed, 2 cannot be used as configured."""
+    parser = argparse.ArgumentParser(
+        prog="bfl-mcp",
+        description="MCP server: from a folder of images to a FLUX finetune, in conversation.",
+        epilog="Without a command it serves MCP on standard input and output, for a chat host to start. "
+        "Settings are environment variables: see the README.",
+    )
+    parser.add_argument("--version", action="version", version=f"bfl-mcp {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="show a whole conversation against the practice trainer; needs no key and no network",
+        description="Start the server as a host would and run dry run, start and status until the finetune is ready. "
+        "The practice trainer goes through the motions; nothing is trained, nothing leaves this machine.",
+    )
+    demo.add_argument("folder", nargs="?", type=Path, help="folder of images; default: the examples of this project")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "demo":
+        from bfl_mcp.demo import run_demo
+
+        return run_demo(chosen.folder)
+    return _serve()
+
+
+def _serve() -> int:
+    import gc
+
+    # The SDK builds some hundred models while it is imported; collecting garbage meanwhile finds none and costs a
+    # tenth.
+    gc.disable()
+    from bfl_mcp.config import read_settings
+    from bfl_mcp.errors import ConfigError
+    from bfl_mcp.server import build_server
+
+    try:
+        server = build_server(read_settings())
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - hosts show standard error in their logs
+        return 2
+    gc.freeze()
+    gc.enable()
+    if sys.stdin.isatty():
+        hint = "bfl-mcp waits for a chat host on standard input. To see it work, run: bfl-mcp demo. Ctrl-C ends it."
+        print(hint, file=sys.stderr)  # noqa: T201
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The SDK's reader thread would keep the process alive until the host closes its end.
+        signal.signal(number, _leave)
+    server.run("stdio")
+    return 0
+
+
+def _leave(number: int, _frame: Any) -> None:
+    os._exit(128 + number)

@@ -1,0 +1,399 @@
+"""BFL's finetuning API over HTTP, one method for each endpoint. The only module that knows httpx.
+
+The key travels in `x-key` to the configured host alone, redirects are never followed, a start is never repeated, and
+the archive is encoded while it is sent, so memory does not grow with it.
+"""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import httpx
+import pydantic_core
+from pydantic import BaseModel, SecretStr
+
+from bfl_mcp.config import is_bfl_host, is_loopback
+from bfl_mcp.contract import (
+    BFL_RETIRED_HOSTS,
+    BFL_TRAINING_CLOSED_ON,
+    CreditsResponse,
+    FinetuneCreated,
+    FinetuneDetailResponse,
+    MyFinetunesResponse,
+    ResultResponse,
+)
+from bfl_mcp.errors import (
+    APIError,
+    NotFoundError,
+    OutcomeUnknownError,
+    TrainingClosedError,
+    quote_foreign,
+)
+
+Transport = httpx.AsyncBaseTransport
+"""What carries the requests; tests put a fake here."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_ANSWER_LIMIT_BYTES: Final = 1 << 20
+"""BFL's 422 repeats the whole upload (observed 2025, hundreds of megabytes); nothing we need comes after this."""
+
+# A multiple of 3, so that each block becomes base64 without padding.
+_BLOCK_BYTES: Final = 3 << 18
+
+_CONNECT_SECONDS: Final = 10.0
+_READ_SECONDS: Final = 20.0
+_START_SECONDS: Final = 15 * 60.0
+
+# The request did not leave this machine.
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+_CLOSED: Final = (
+    f"Black Forest Labs closed hosted FLUX finetuning on {BFL_TRAINING_CLOSED_ON}: {{host}} {{how}}. "
+    "Nothing was uploaded and nothing was charged. What you can do instead: point BFL_API_URL at a server that still "
+    "answers this API (a trainer you run yourself); or leave BFL_API_URL and BFL_API_KEY unset to rehearse with the "
+    "practice trainer inside this server; or train a FLUX.2 [klein] LoRA with other software and upload it in BFL's "
+    "dashboard. Finetunes made earlier can still be looked up."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response read as far as the limit. `whole` is False where there was more."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    whole: bool
+
+    def json(self) -> Any:
+        """The body as JSON, or None. Of a body cut at the limit, what can be read."""
+        try:
+            return pydantic_core.from_json(self.body, allow_partial=not self.whole)
+        except ValueError:
+            return None
+
+
+class BFLClient:
+    """One provider of the finetuning API.
+
+    Args:
+        base_url: The provider's address, without `/v1`.
+        api_key: Sent as `x-key` with every request, or None.
+        transport: Carries the requests instead of the network.
+        app: An ASGI application that answers instead of a network host.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: SecretStr | None = None,
+        *,
+        transport: Transport | None = None,
+        app: Any = None,
+    ) -> None:
+        self.base_url = base_url
+        self._bfl = is_bfl_host(base_url)
+        self._in_process = app is not None
+        if app is not None:
+            # An exception of the application becomes its 500, as it would over a network.
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        # Compressed, a small answer could unfold to any size.
+        headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "bfl-mcp"}
+        if api_key is not None:
+            headers["x-key"] = api_key.get_secret_value()
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            transport=transport,
+            follow_redirects=False,
+            # A proxy for the internet has no business with this machine's own servers.
+            trust_env=not is_loopback(base_url),
+            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def create_finetune(
+        self, archive: BinaryIO, archive_bytes: int, parameters: Mapping[str, Any]
+    ) -> FinetuneCreated:
+        """Send one archive and start one training. Never repeated, whatever happens.
+
+        Raises:
+            TrainingClosedError: The host is BFL's and does not train; nothing was uploaded.
+            OutcomeUnknownError: Everything was sent and no usable answer came back.
+            APIError: Refused or unreachable; nothing was started.
+        """
+        if self._bfl:
+            await self._probe_training()
+        upload = _Upload(archive, archive_bytes, parameters)
+        try:
+            with anyio.fail_after(_START_SECONDS):
+                answer = await self._send(
+                    "POST",
+                    "/v1/finetune",
+                    content=upload,
+                    headers={"content-type": "application/json", "content-length": str(upload.size_bytes)},
+                    timeout=httpx.Timeout(_START_SECONDS, connect=_CONNECT_SECONDS, write=60.0),
+                )
+        except _NEVER_SENT as error:
+            raise APIError(f"{self._unreachable(error)} Nothing was sent or charged.") from None
+        except (httpx.HTTPError, TimeoutError) as error:
+            if not upload.handed_over:
+                raise APIError(
+                    f"The upload to {self._host} broke off half-way ({_kind(error)}): the provider cannot have started "
+                    "anything without the rest. Nothing was charged. Try again."
+                ) from None
+            raise OutcomeUnknownError(self._unclear(f"no answer came back ({_kind(error)})")) from None
+        if 200 <= answer.status < 300:
+            created = _parsed(FinetuneCreated, answer)
+            if created is None:
+                raise OutcomeUnknownError(self._unclear(f"the answer ({answer.status}) holds no finetune_id"))
+            return created
+        if answer.status >= 500:
+            raise OutcomeUnknownError(self._unclear(f"the server failed ({answer.status}{_said(answer)})"))
+        if answer.status == 404 and self._bfl:
+            raise TrainingClosedError(_CLOSED.format(host=self._host, how="answered 404"))
+        raise self._refusal(answer, "POST /v1/finetune", "Nothing was started or charged.")
+
+    async def get_finetune_details(self, finetune_id: str) -> dict[str, Any]:
+        """Parameters and metadata of a finetune: every key the API gave.
+
+        Raises:
+            NotFoundError: The API knows no such finetune.
+            APIError: The API refused, failed or could not be reached.
+        """
+        answer = await self._read("GET", "/v1/finetune_details", params={"finetune_id": finetune_id})
+        return self._expect(FinetuneDetailResponse, answer, "GET /v1/finetune_details").finetune_details
+
+    async def get_result(self, finetune_id: str) -> ResultResponse:
+        """The task behind a finetune: its status, and progress where the API tells it.
+
+        Raises:
+            NotFoundError: The API knows no such task, or no longer.
+            APIError: The API refused, failed or could not be reached.
+        """
+        answer = await self._read("GET", "/v1/get_result", params={"id": finetune_id})
+        body = answer.json()
+        # Observed 2026-09-21: a task that failed comes as a 422 whose body is the task.
+        if answer.status in (200, 422) and isinstance(body, dict) and isinstance(body.get("status"), str):
+            return ResultResponse.model_validate({**body, "id": str(body.get("id", finetune_id))})
+        return self._expect(ResultResponse, answer, "GET /v1/get_result")
+
+    async def list_finetunes(self) -> list[str]:
+        """Ids of the account's finetunes.
+
+        Raises:
+            APIError: The API refused, failed or could not be reached.
+        """
+        answer = await self._read("GET", "/v1/my_finetunes")
+        return self._expect(MyFinetunesResponse, answer, "GET /v1/my_finetunes").finetune_ids
+
+    async def delete_finetune(self, finetune_id: str) -> None:
+        """Delete a finetune for good. Never repeated.
+
+        Raises:
+            NotFoundError: The API knows no such finetune.
+            APIError: The API refused, failed or could not be reached.
+        """
+        answer = await self._read("POST", "/v1/delete_finetune", json={"finetune_id": finetune_id})
+        if not 200 <= answer.status < 300:
+            raise self._refusal(answer, "POST /v1/delete_finetune")
+
+    async def get_credits(self) -> float:
+        """What the account has left, in credits of US$ 0.01.
+
+        Raises:
+            APIError: The API refused, failed or could not be reached.
+        """
+        return self._expect(CreditsResponse, await self._read("GET", "/v1/credits"), "GET /v1/credits").credits
+
+    async def _probe_training(self) -> None:
+        """Ask BFL with an empty request, which can start nothing, whether it trains: 422 is yes, 404 is no."""
+        try:
+            answer = await self._read("POST", "/v1/finetune", json={})
+        except APIError as error:
+            host = urlsplit(self.base_url).hostname
+            if host in BFL_RETIRED_HOSTS and isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                how = "was one of the two hosts that trained, and no longer takes connections"
+                raise TrainingClosedError(_CLOSED.format(host=host, how=how)) from None
+            raise APIError(f"{error} Nothing was uploaded or charged.") from None
+        if answer.status == 404:
+            raise TrainingClosedError(_CLOSED.format(host=self._host, how="answers 404 to POST /v1/finetune"))
+        if answer.status != 422:
+            raise self._refusal(answer, "POST /v1/finetune", "Nothing was uploaded or charged.")
+
+    async def _read(self, method: str, path: str, **options: Any) -> _Answer:
+        try:
+            # The in-process transport knows no time-outs, and a body may never end: bound the whole exchange.
+            with anyio.fail_after(_READ_SECONDS + _CONNECT_SECONDS):
+                return await self._send(method, path, **options)
+        except _NEVER_SENT as error:
+            raise APIError(self._unreachable(error)) from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise APIError(f"{self._host} gave no usable answer ({_kind(error)}). Try again in a minute.") from error
+
+    async def _send(self, method: str, path: str, **options: Any) -> _Answer:
+        async with self._http.stream(method, path, **options) as response:
+            body = bytearray()
+            async for block in response.aiter_bytes():
+                body += block
+                if len(body) > _ANSWER_LIMIT_BYTES:
+                    break
+            whole = len(body) <= _ANSWER_LIMIT_BYTES
+            return _Answer(response.status_code, response.headers, bytes(body[:_ANSWER_LIMIT_BYTES]), whole)
+
+    def _expect(self, model: type[_Model], answer: _Answer, request: str) -> _Model:
+        if answer.status != 200:
+            raise self._refusal(answer, request)
+        parsed = _parsed(model, answer)
+        if parsed is None:
+            kind = quote_foreign(answer.headers.get("content-type", "no content type"), 60)
+            raise APIError(
+                f"{self._host} answered {request} with something else than the API's JSON ({kind}). "
+                "Check BFL_API_URL, and whether a proxy stands in between."
+            )
+        return parsed
+
+    def _refusal(self, answer: _Answer, request: str, consequence: str = "") -> APIError:
+        """Put a refusal into words: what happened, with which value, what to do next."""
+        said = _said(answer)
+        kind: type[APIError] = APIError
+        match answer.status:
+            case 401 | 403:
+                text = (
+                    f"{self._host} refused the key ({answer.status}{said}). Check BFL_API_KEY: it must be set, whole, "
+                    "and belong to this provider."
+                )
+            case 402:
+                text = (
+                    f"{self._host} says that credits are missing (402{said}). Either the account is empty, or costs of "
+                    "running jobs are still being settled: check the balance, or wait a minute."
+                )
+            case 404 if request.startswith("POST /v1/finetune"):
+                text = (
+                    f"{self.base_url} has no POST /v1/finetune (404{said}). Check BFL_API_URL: it must be the address "
+                    "of a server that answers BFL's finetuning API, without /v1 at the end."
+                )
+            case 404:
+                kind = NotFoundError
+                text = f"{self._host} does not know it (404{said})."
+            case 413:
+                text = f"The archive is too large for {self._host} (413{said}). Use fewer or smaller images."
+            case 422:
+                text = f"{self._host} found the request invalid (422{said})."
+            case 429:
+                text = (
+                    f"{self._host} has too many active tasks of this account (429{said}). Try again when one has ended."
+                )
+            case status if 300 <= status < 400:
+                target = quote_foreign(answer.headers.get("location", "nowhere"), 120)
+                text = (
+                    f"{self._host} redirects {request} to {target!r} ({status}). Redirects are not followed, because "
+                    "the key would go along: if that address is right, set BFL_API_URL to it."
+                )
+            case status if status >= 500:
+                text = f"{self._host} failed ({status}{said}). Try again in a minute."
+            case status:
+                text = f"{self._host} refused {request} ({status}{said})."
+        return kind(f"{text} {consequence}".rstrip())
+
+    def _unreachable(self, error: Exception) -> str:
+        reason = quote_foreign(error, 120)
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return f"{self.base_url} is no address that can be used ({reason}). Check BFL_API_URL."
+        what = (
+            "took too long to connect" if isinstance(error, httpx.TimeoutException) else f"cannot be reached ({reason})"
+        )
+        return f"{self._host} {what}. Check BFL_API_URL, the network, and that the server runs."
+
+    def _unclear(self, what: str) -> str:
+        return (
+            f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. Do not start it "
+            "again before this is settled: look at the provider's list of finetunes first."
+        )
+
+    @property
+    def _host(self) -> str:
+        return "The trainer inside this server" if self._in_process else urlsplit(self.base_url).netloc
+
+
+class _Upload:
+    """The body of a start: JSON whose `file_data` is made from the archive while it is read. Iterated once."""
+
+    def __init__(self, archive: BinaryIO, archive_bytes: int, parameters: Mapping[str, Any]) -> None:
+        self._archive = archive
+        self._head = json.dumps(dict(parameters)).encode().removesuffix(b"}") + b', "file_data": "'
+        self._tail = b'"}'
+        self.size_bytes = len(self._head) + (archive_bytes + 2) // 3 * 4 + len(self._tail)
+        self.handed_over = False
+        """Whether the last byte has been given to the transport: before that, no server can have a whole request."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._head
+        while block := await anyio.to_thread.run_sync(self._next_block):
+            yield block
+        self.handed_over = True
+        yield self._tail
+
+    def _next_block(self) -> bytes:
+        return base64.b64encode(self._archive.read(_BLOCK_BYTES))
+
+
+def _parsed(model: type[_Model], answer: _Answer) -> _Model | None:
+    body = answer.json() if answer.whole else None
+    if not isinstance(body, dict):
+        return None
+    try:
+        return model.model_validate(body)
+    except ValueError:
+        return None
+
+
+def _kind(error: Exception) -> str:
+    """What went wrong on the wire, in words."""
+    match error:
+        case TimeoutError() | httpx.TimeoutException():
+            return "it took too long"
+        case httpx.RemoteProtocolError():
+            return "the connection was closed"
+        case httpx.NetworkError():
+            return "the connection broke"
+        case _:
+            return quote_foreign(type(error).__name__)
+
+
+def _said(answer: _Answer) -> str:
+    """The API's own words, cleaned and marked as such: `: it says "…"`, or nothing."""
+    words = _words(answer.json())
+    return f': it says "{quote_foreign(words)}"' if words else ""
+
+
+def _words(body: Any) -> str:
+    """The message in any of the shapes seen: `detail` as text or list, or `error` and `message`.
+
+    Of a list only `loc` and `msg` are read: `input` repeats the request.
+    """
+    if not isinstance(body, dict):
+        return ""
+    detail = body.get("detail")
+    if isinstance(detail, str):
+        return detail
+    if isinstance(detail, list):
+        faults = [item for item in detail if isinstance(item, dict)]
+        return "; ".join(_fault(item) for item in faults[:20])
+    message = body.get("message") or body.get("error")
+    return message if isinstance(message, str) else ""
+
+
+def _fault(item: Mapping[str, Any]) -> str:
+    loc = item.get("loc")
+    place = ".".join(str(part) for part in loc if part != "body") if isinstance(loc, list) else ""
+    message = str(item.get("msg", item.get("type", "")))
+    return f"{place}: {message}" if place else message

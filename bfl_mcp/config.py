@@ -1,0 +1,124 @@
+"""What the person decides: environment variables → `Settings`. Empty means unset; secrets stay secret."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bfl_mcp.contract import BFL_API_URL, BFL_DOMAIN, BFL_MAX_MEGAPIXELS
+from bfl_mcp.errors import ConfigError, quote_foreign
+
+
+def _default_home() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("bfl-mcp", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """The decisions of the person who runs the server, one field for each environment variable."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", hide_input_in_errors=True, frozen=True)
+
+    api_key: SecretStr | None = Field(default=None, validation_alias="BFL_API_KEY")
+    api_url: str | None = Field(default=None, validation_alias="BFL_API_URL")
+    home: Annotated[Path, NoDecode] = Field(default_factory=_default_home, validation_alias="BFL_MCP_HOME")
+    max_megapixels: float = Field(
+        default=BFL_MAX_MEGAPIXELS, ge=0, allow_inf_nan=False, validation_alias="BFL_MCP_MAX_MEGAPIXELS"
+    )
+    """Pictures above it are shrunk; 0 keeps every size."""
+    practice_seconds: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, validation_alias="BFL_TRAINER_PRACTICE_SECONDS"
+    )
+    max_upload_mb: float = Field(default=256.0, gt=0, allow_inf_nan=False, validation_alias="BFL_TRAINER_MAX_UPLOAD_MB")
+    """Largest request body the trainer takes, in megabytes of 1 000 000 bytes. Base64 makes it 4/3 of the archive."""
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _read_key(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        # Keys arrive by copy and paste, often with the quotes or the line break around them.
+        key = value.strip().strip("\"'").strip()
+        if not key:
+            return None
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("it holds characters that no API key has; copy the key again")
+        return key
+
+    @field_validator("api_url")
+    @classmethod
+    def _read_url(cls, value: str | None) -> str | None:
+        if value is None or not value.strip():
+            return None
+        return _check_url(value.strip())
+
+    @field_validator("home")
+    @classmethod
+    def _expand_home(cls, value: Path) -> Path:
+        # Hosts start servers anywhere and do not expand `~`.
+        path = value.expanduser()
+        if not path.is_absolute():
+            raise ValueError("it must be an absolute path")
+        return path
+
+    @property
+    def provider_url(self) -> str | None:
+        """Base URL of the configured provider, or None for the trainer inside this process."""
+        if self.api_url is not None:
+            return self.api_url
+        return BFL_API_URL if self.api_key is not None else None
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: A variable cannot be used. Every fault is named at once, and no value that could be secret.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"- {'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise ConfigError("\n".join(["The configuration cannot be used:", *faults])) from None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_bfl_host(url: str) -> bool:
+    """Whether the URL's host belongs to Black Forest Labs."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    return host == BFL_DOMAIN or host.endswith("." + BFL_DOMAIN)
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it is what checks it
+    except ValueError:
+        raise ValueError("it is no URL; write it like https://api.bfl.ai") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{quote_foreign(url)!r} is no http(s) URL; write it like https://api.bfl.ai")
+    if parts.username or parts.password:
+        raise ValueError("it holds a user name or password; put the key into BFL_API_KEY")
+    if parts.query or parts.fragment:
+        raise ValueError("it must end with the path, without '?' or '#'")
+    if parts.scheme == "http" and not is_loopback(url):
+        raise ValueError(f"{parts.hostname!r} needs https: over http the key and the images could be read on the way")
+    # People paste the address of an endpoint as often as that of the server.
+    return url.rstrip("/").removesuffix("/v1")

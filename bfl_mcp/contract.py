@@ -1,0 +1,215 @@
+"""Black Forest Labs' finetuning API as published: requests, answers, bounds, defaults, hosts.
+
+This module is the only place where a field, bound, enum or default of that API is written. The tools' schemas inherit
+from it, the client serialises it, the trainer validates with it. Requests are strict; answers are read leniently: every
+key is optional unless the API cannot work without it, unknown keys are kept, unknown words are kept verbatim.
+
+Source, where nothing else is named: BFL's OpenAPI description of 2025 (title "BFL API", version 0.0.1), the last one
+with `POST /v1/finetune`, and BFL's finetuning guide of the same year.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, HttpUrl, WithJsonSchema, field_validator
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
+
+BFL_API_URL: Final = "https://api.bfl.ai"
+"""The host that BFL's API description of 2026 names for the finetune operations."""
+
+BFL_DOMAIN: Final = "bfl.ai"
+
+BFL_RETIRED_HOSTS: Final = frozenset({"api.us1.bfl.ai", "api.eu1.bfl.ai"})
+"""The only hosts that trained in 2025. Observed 2026-06-16: they resolve, and connections to them time out."""
+
+BFL_TRAINING_CLOSED_ON: Final = "2025-10-31"
+"""Announced 2025-10-03 in BFL's release notes. Observed 2026-06-16: `POST /v1/finetune` answers 404 on every live
+host."""
+
+# --- the dataset, as BFL's guide describes it -------------------------------------------------------------------------
+
+BFL_MAX_IMAGES: Final = 20
+"""Documented range 1-20. Observed February 2025: 21 and more came back as `Request Moderated` without a reason."""
+
+BFL_MAX_MEGAPIXELS: Final = 1.0
+"""Documented: larger pictures are accepted, the extra pixels bring nothing. One megapixel is 1 000 000 pixels here."""
+
+MIN_IMAGES: Final = 1
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+NOT_AUTHENTICATED: Final = "Not authenticated"
+"""403 without a key. Source: BFL's agent skills."""
+
+INVALID_KEY: Final = "Not authenticated - Invalid Authentication"
+"""403 with a wrong key. Observed August 2025."""
+
+FINETUNE_NOT_FOUND: Final = "Finetune not found or access denied"
+"""404 of `finetune_details`. Observed 2026-09-21."""
+
+# --- POST /v1/finetune ------------------------------------------------------------------------------------------------
+
+Mode = Literal["general", "character", "style", "product"]
+Priority = Literal["speed", "quality", "high_res_only"]
+FinetuneType = Literal["full", "lora"]
+LoraRank = Literal[16, 32]
+
+DEFAULT_LEARNING_RATE: Final[dict[str, float]] = {"full": 1e-5, "lora": 1e-4}
+"""What a null `learning_rate` means, by `finetune_type`."""
+
+
+class TrainingParameters(BaseModel):
+    """What `POST /v1/finetune` lets the customer choose, apart from the images."""
+
+    finetune_comment: str = Field(
+        description="Name of the finetune: the only human name it will have, e.g. 'red teapot, first try'."
+    )
+    mode: Mode = Field(
+        description="What the images teach, which steers automatic captions: general is the whole picture."
+    )
+    trigger_word: str = Field(
+        default="TOK", description="Word that stands for the new concept in captions, and later in prompts."
+    )
+    iterations: int = Field(
+        default=300, ge=100, le=1000, description="Training steps. 100-150 for a quick look, more for complex concepts."
+    )
+    # Source for the rates behind null: the guide's final text; an earlier one gave 1e-5 for both types.
+    learning_rate: float | None = Field(
+        default=None, ge=1e-6, le=5e-3, description="Step size. Leave out for 1e-5 with full, 1e-4 with lora."
+    )
+    captioning: bool = Field(default=True, description="Let the provider write captions for images.")
+    # `high_res_only` joined the enum in February 2025 and is explained nowhere.
+    priority: Priority = Field(default="quality", description="speed trains faster; quality is the default.")
+    finetune_type: FinetuneType = Field(
+        default="full", description="full trains all weights, then extracts a LoRA; lora trains an adapter directly."
+    )
+    lora_rank: LoraRank = Field(default=32, description="Rank of the LoRA, 16 or 32. 16 trains and loads faster.")
+
+
+class FinetuneInputs(TrainingParameters):
+    """The whole body of `POST /v1/finetune`. Unknown fields are ignored, as at BFL."""
+
+    # A refusal must not repeat the archive, which can be hundreds of megabytes of base64.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    file_data: str = Field(description="Base64 of a ZIP with the images and, optionally, caption files.", repr=False)
+    webhook_url: HttpUrl | None = Field(default=None, description="Where to send a notification.")
+    webhook_secret: str | None = Field(default=None, description="Secret for the notification.", repr=False)
+
+
+class FinetuneCreated(BaseModel):
+    """The answer to a start, `{"finetune_id": "<uuid4>"}` as observed; BFL's own sample prints it as `id`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    finetune_id: str = Field(min_length=1, validation_alias=AliasChoices("finetune_id", "id"))
+    engine: str | None = None
+    """Only our trainer sends it: what trains, `practice` where nothing does."""
+
+
+# --- GET /v1/finetune_details -----------------------------------------------------------------------------------------
+
+
+class FinetuneDetailResponse(BaseModel):
+    """Parameters of the training plus other metadata. There is no status in it.
+
+    Seen in typed clients of 2025: finetune_comment, trigger_word, mode, iterations, learning_rate, priority,
+    finetune_type, lora_rank, timestamp.
+    """
+
+    finetune_details: dict[str, Any]
+
+
+# --- GET /v1/get_result -----------------------------------------------------------------------------------------------
+
+# `Reasoning` and `Generating` since September 2026.
+STATUSES: Final = (
+    "Task not found",
+    "Pending",
+    "Request Moderated",
+    "Content Moderated",
+    "Ready",
+    "Error",
+    "Reasoning",
+    "Generating",
+)
+
+# `Failed` was never in the enum; BFL's own sample loops test for it beside `Error`.
+FAILED_STATUSES: Final = frozenset({"Error", "Failed", "Request Moderated", "Content Moderated"})
+
+StatusResponse = Annotated[str, WithJsonSchema({"type": "string", "enum": list(STATUSES), "title": "StatusResponse"})]
+"""A word of BFL's enum when sent; any word when read."""
+
+
+class ResultResponse(BaseModel):
+    """A task as `get_result` tells it. For a finetune the task id is the `finetune_id`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    status: StatusResponse
+    result: Any = None
+    progress: float | None = None
+    details: dict[str, Any] | None = None
+    preview: dict[str, Any] | None = None
+
+    @field_validator("progress", mode="before")
+    @classmethod
+    def _read_progress(cls, value: object) -> object:
+        # Documented as a number or null; anything else is no reason to lose the status beside it.
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    @field_validator("details", "preview", mode="before")
+    @classmethod
+    def _read_object(cls, value: object) -> object:
+        return value if isinstance(value, dict) or value is None else {"error": value}
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+class MyFinetunesResponse(BaseModel):
+    """The account's finetunes. Items are untyped in the description; observed: plain id strings."""
+
+    finetunes: list[Any]
+
+    @property
+    def finetune_ids(self) -> list[str]:
+        """The ids, from strings or from objects with `finetune_id` or `id`; items without one are left out."""
+        ids = [item.get("finetune_id", item.get("id")) if isinstance(item, dict) else item for item in self.finetunes]
+        return [identifier for identifier in ids if isinstance(identifier, str) and identifier]
+
+
+class DeleteFinetuneInputs(BaseModel):
+    """The body of `POST /v1/delete_finetune`."""
+
+    finetune_id: str = Field(description="Id of the finetune to delete.")
+
+
+class DeleteFinetuneResponse(BaseModel):
+    """The answer to a deletion. Documented; no real one was ever recorded, so our client relies on none of it."""
+
+    status: str
+    message: str
+    deleted_finetune_id: str
+    timestamp: str
+
+
+class CreditsResponse(BaseModel):
+    """What the account has left. One credit is US$ 0.01."""
+
+    credits: float
+
+
+class ValidationError(BaseModel):
+    """One fault of a 422. BFL sends `input`, `ctx` and `url` too; `input` repeats the whole upload."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class HTTPValidationError(BaseModel):
+    """The body of a 422."""
+
+    detail: list[ValidationError] = []

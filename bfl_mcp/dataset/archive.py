@@ -1,0 +1,196 @@
+"""The clean archive: flat, `001.jpg` beside `001.txt`, stored, fixed times. The same folder gives the same bytes."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from bfl_mcp.contract import MIN_IMAGES
+from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped, open_regular
+from bfl_mcp.dataset.images import PreparedImage, prepare_image
+from bfl_mcp.errors import DatasetError, quote_foreign
+
+_COPY_BLOCK_BYTES: Final = 1 << 18
+
+# Pillow works outside the interpreter's lock. More threads than this would only cost memory.
+_WORKERS: Final = min(os.cpu_count() or 1, 8)
+
+# Beyond so many faults a reader has understood.
+_FAULTS_SHOWN: Final = 40
+
+# The earliest time a ZIP can hold; when a folder was packed is nobody's business.
+_TIME: Final = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A packed dataset: an open temporary file that is gone once closed, and what went into it."""
+
+    file: BinaryIO
+    size_bytes: int
+    sha256: str
+    images: int
+    captions: int
+    skipped: tuple[Skipped, ...]
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An image whose turn to be written has come. `source` is open as long as parts of it are kept."""
+
+    image: PreparedImage
+    source: BinaryIO
+
+
+def pack_dataset(
+    dataset: Dataset,
+    *,
+    max_images: int,
+    max_megapixels: float,
+    on_image: Callable[[int], None] = lambda _: None,
+) -> Archive:
+    """Decode every image and write the archive to a private temporary file, on all cores.
+
+    `on_image` gets the number of images done so far; whatever it raises ends the work.
+
+    Raises:
+        DatasetError: Something in the folder cannot be trained on; every fault is named.
+    """
+    faults = list(dataset.faults)
+    count = len(dataset.images)
+    if count > max_images:
+        faults.append(
+            f"It holds {count} images; this provider trains on {MIN_IMAGES} to {max_images}: "
+            f"remove {count - max_images}."
+        )
+    file = tempfile.TemporaryFile(prefix="bfl-mcp-", suffix=".zip")
+    try:
+        # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
+        images = dataset.images if count <= 2 * max_images else ()
+        _write_images(file, images, max_megapixels, faults, on_image)
+        if faults:
+            raise _refusal(dataset, faults)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+    except OSError as error:
+        file.close()
+        raise DatasetError(
+            f"The archive could not be written to {tempfile.gettempdir()}: {error.strerror or error}. Nothing was sent."
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+    return Archive(file, size, digest, count, dataset.captions, dataset.skipped)
+
+
+def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
+    shown = [f"- {fault}" for fault in faults[:_FAULTS_SHOWN]]
+    if len(faults) > _FAULTS_SHOWN:
+        shown.append(f"- … and {len(faults) - _FAULTS_SHOWN} more.")
+    head = f"{quote_foreign(dataset.folder)!r} cannot be trained on as it is. Nothing was sent or charged."
+    return DatasetError("\n".join([head, *shown, "Mend or remove these files, then try again."]), faults)
+
+
+def _write_images(
+    file: BinaryIO,
+    images: tuple[ImageFile, ...],
+    max_megapixels: float,
+    faults: list[str],
+    on_image: Callable[[int], None],
+) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for number, (image, outcome) in enumerate(_prepare_in_order(images, max_megapixels), start=1):
+            try:
+                ready = outcome.result()
+                with ready.source:
+                    _write_image(archive, number, image, ready)
+            except DatasetError as error:
+                faults.append(f"{quote_foreign(image.path.name)}: {error}.")
+            on_image(number)
+
+
+def _prepare_in_order(
+    images: tuple[ImageFile, ...], max_megapixels: float
+) -> Iterator[tuple[ImageFile, Future[_Ready]]]:
+    """Prepare images on all cores, a few ahead of the one that is written, so that memory stays bounded."""
+    waiting: deque[tuple[ImageFile, Future[_Ready]]] = deque()
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bfl-mcp-image") as pool:
+        try:
+            for image in images:
+                waiting.append((image, pool.submit(_prepare, image, max_megapixels)))
+                if len(waiting) > _WORKERS:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.add_done_callback(_close_source)
+                future.cancel()
+
+
+def _close_source(future: Future[_Ready]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().source.close()
+
+
+def _prepare(image: ImageFile, max_megapixels: float) -> _Ready:
+    try:
+        source = open_regular(image.path)
+    except OSError as error:
+        raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
+    try:
+        before = _identity(source)
+        prepared = prepare_image(source, max_megapixels)
+        if _identity(source) != before:
+            raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+    except BaseException:
+        source.close()
+        raise
+    return _Ready(prepared, source)
+
+
+def _identity(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _write_image(archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready) -> None:
+    name = f"{number:03}"
+    before = _identity(ready.source)
+    with archive.open(_entry(name + ready.image.suffix), "w") as target:
+        if ready.image.encoded is not None:
+            target.write(ready.image.encoded)
+        for offset, length in ready.image.kept:
+            _copy(ready.source, offset, length, target.write)
+    if _identity(ready.source) != before:
+        raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+    if image.caption is not None:
+        archive.writestr(_entry(name + ".txt"), image.caption.encode())
+
+
+def _copy(source: BinaryIO, offset: int, length: int, write: Callable[[bytes], object]) -> None:
+    source.seek(offset)
+    while length:
+        block = source.read(min(length, _COPY_BLOCK_BYTES))
+        if not block:
+            raise DatasetError("it became shorter while it was being read; try again when nothing writes to it")
+        write(block)
+        length -= len(block)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _TIME)
+    # A regular file, rw-r--r--, made on Unix: BFL's server looks at these attributes.
+    entry.create_system = 3
+    entry.external_attr = 0o100644 << 16
+    return entry

@@ -1,0 +1,450 @@
+"""One image file: what it is by content, whether it decodes, and its clean form for training.
+
+Clean means: upright, sRGB, 8 bits a channel, no alpha, no metadata, at most so many megapixels. Where a JPEG, PNG or
+WebP is all that already, its coded pixels are kept as they are; metadata is then cut out without coding the picture
+again.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from bfl_mcp.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Ranges = tuple[tuple[int, int], ...]
+"""Parts of a file, each (offset, length) in bytes, in order."""
+
+SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+"""The formats a dataset may hold, as BFL's guide lists them, with the suffix they get in an archive."""
+
+HEAD_BYTES: Final = 64
+"""How much of a file `identify` wants to see."""
+
+_ARCHIVES: Final = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x1f\x8b")
+_TIFF: Final = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
+
+_ORIENTATION: Final = 0x0112
+_UPRIGHT: Final = 1
+
+# Decoded at 1.5 times the wanted size or more, a JPEG keeps all the detail that Lanczos can use.
+_DRAFT_MARGIN: Final = 1.5
+
+# Above this a picture is decoded alone, so that memory does not grow with the number of cores.
+_LARGE_PIXELS: Final = 20_000_000
+_large_picture = threading.Lock()
+
+_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SCAN_BLOCK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """A picture ready for training: either encoded anew, or parts of its own file."""
+
+    suffix: str
+    width_px: int
+    height_px: int
+    encoded: bytes | None = None
+    kept: Ranges = ()
+
+
+def identify(head: bytes) -> str | None:
+    """Name what a file is from its first `HEAD_BYTES` bytes.
+
+    Returns Pillow's format name for what can be read, "HEIC", "archive", or None for anything else.
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(_TIFF):
+        return "TIFF"
+    # Bytes 6-9 of a bitmap are reserved and zero, which tells it from a text that starts with "BM".
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return "BMP"
+    if head[4:8] == b"ftyp":
+        brands = head[8:]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")):
+            return "HEIC"
+        return None
+    return "archive" if head.startswith(_ARCHIVES) else None
+
+
+def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
+    """Check one picture by decoding it, and bring it into its clean form. 0 megapixels keeps the size.
+
+    Raises:
+        DatasetError: It does not decode. The message has no file name: "it is cut short …".
+    """
+    from PIL import Image
+
+    form = _rewind_and_identify(file)
+    try:
+        with Image.open(file, formats=(form,)) as image:
+            original = image.size
+            _check_pixels(original)
+            size = _target_size(original, max_megapixels)
+            kept = _kept_ranges(file, form, image) if size == original else None
+            if kept is None:
+                return _encode(image, form, size)
+            _decode_cheaply(image)
+            return PreparedImage(SUFFIXES[form], *original, kept=kept)
+    except DatasetError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
+        raise DatasetError(_damage(form, error)) from None
+
+
+def check_image(file: BinaryIO) -> str:
+    """Decode one picture of a finished dataset and return its suffix.
+
+    Raises:
+        DatasetError: It is no JPEG, PNG or WebP, or does not decode.
+    """
+    from PIL import Image
+
+    form = _rewind_and_identify(file)
+    if form not in SUFFIXES:
+        raise DatasetError(f"it is {form}; training takes JPEG, PNG and WebP")
+    try:
+        with Image.open(file, formats=(form,)) as image:
+            _check_pixels(image.size)
+            _decode_cheaply(image)
+    except DatasetError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        raise DatasetError(_damage(form, error)) from None
+    return SUFFIXES[form]
+
+
+def _rewind_and_identify(file: BinaryIO) -> str:
+    file.seek(0)
+    form = identify(file.read(HEAD_BYTES))
+    file.seek(0)
+    if form is None or form in ("HEIC", "archive"):
+        raise DatasetError("it is not an image that can be read")
+    return form
+
+
+def _damage(form: str, error: Exception) -> str:
+    from PIL import Image
+
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"it has more than {_pixel_limit() / 1e6:.0f} megapixels; make it smaller first"
+    if isinstance(error, EOFError) or "truncated" in str(error):
+        return f"it is cut short: the {form} ends before its picture does"
+    return f"it is damaged: the {form} cannot be decoded"
+
+
+def _pixel_limit() -> int:
+    """Pillow's guard against decompression bombs, below which it says nothing."""
+    from PIL import Image
+
+    return Image.MAX_IMAGE_PIXELS or 1 << 62
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > _pixel_limit():
+        raise DatasetError(
+            f"it has {width * height / 1e6:.0f} megapixels ({width} × {height}); "
+            f"at most {_pixel_limit() / 1e6:.0f} are read: make it smaller first"
+        )
+
+
+def _target_size(size: tuple[int, int], max_megapixels: float) -> tuple[int, int]:
+    width, height = size
+    limit = max_megapixels * 1_000_000
+    if not limit or width * height <= limit:
+        return size
+    scale = math.sqrt(limit / (width * height))
+    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+
+
+def _decode_cheaply(image: "Image.Image") -> None:
+    """Decode every byte, at an eighth of the size where the format allows."""
+    image.draft("RGB", (image.width // 8, image.height // 8))
+    _load(image)
+
+
+def _load(image: "Image.Image") -> None:
+    if image.width * image.height <= _LARGE_PIXELS:
+        image.load()
+        return
+    with _large_picture:
+        image.load()
+
+
+def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedImage:
+    from PIL import Image
+
+    turn = _orientation_transpose(image)
+    profile = image.info.get("icc_profile")
+    image.draft("RGB", (math.ceil(size[0] * _DRAFT_MARGIN), math.ceil(size[1] * _DRAFT_MARGIN)))
+    _load(image)
+    # These modes can be resized as they are, which leaves fewer pixels to convert.
+    small_first = image.mode in ("RGB", "L", "CMYK")
+    picture: Image.Image = image if small_first else _to_srgb(image, profile)
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if small_first:
+        picture = _to_srgb(picture, profile)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    # Pillow's encoders pick comments, profiles and transparency up from here.
+    picture.info = {}
+    suffix, data = _smallest(picture, form)
+    return PreparedImage(suffix, *picture.size, encoded=data)
+
+
+def _smallest(picture: "Image.Image", source_form: str) -> tuple[str, bytes]:
+    """JPEG at quality 95 without chroma subsampling; PNG where the source was lossless and PNG is smaller."""
+    jpeg = BytesIO()
+    # Optimised Huffman tables need the whole picture in memory twice.
+    optimize = picture.width * picture.height <= 2_000_000
+    picture.save(jpeg, "JPEG", quality=95, subsampling=0, optimize=optimize)
+    if source_form in _LOSSLESS:
+        png = BytesIO()
+        picture.save(png, "PNG")
+        if png.tell() < jpeg.tell():
+            return ".png", png.getvalue()
+    return ".jpg", jpeg.getvalue()
+
+
+def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return turns.get(_orientation(image))
+
+
+def _orientation(image: "Image.Image") -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, _UPRIGHT)
+    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks, which are then ignored
+        return _UPRIGHT
+    return value if isinstance(value, int) else _UPRIGHT
+
+
+# --- colour -----------------------------------------------------------------------------------------------------------
+
+
+def _to_srgb(image: "Image.Image", profile: bytes | None) -> "Image.Image":
+    """Convert any mode to 8-bit sRGB, alpha laid on white."""
+    if image.mode.startswith("I"):
+        image = _from_integers(image)
+    elif image.mode == "F":
+        raise DatasetError("it holds floating-point pixels; export it as 8-bit JPEG or PNG")
+    elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = _on_white(image)
+    if profile and image.mode in ("RGB", "L", "CMYK"):
+        converted = _apply_profile(image, profile)
+        if converted is not None:
+            return converted
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_integers(image: "Image.Image") -> "Image.Image":
+    wide = image.convert("I")
+    _, top = wide.getextrema()
+    if not isinstance(top, int | float) or top > 65_535:
+        raise DatasetError("it holds more than 16 bits a pixel; export it as 8-bit JPEG or PNG")
+    # 65 535 becomes 255: one step of 8 bits is 257 steps of 16.
+    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+
+
+def _on_white(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    white.alpha_composite(layer)
+    return white.convert("RGB")
+
+
+def _apply_profile(image: "Image.Image", profile: bytes) -> "Image.Image | None":
+    """Convert from an ICC profile to sRGB. None where the profile is broken or made for other channels."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if image.mode == "RGB" and _is_srgb(profile):
+            return image
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _is_srgb(profile: bytes) -> bool:
+    from PIL import ImageCms
+
+    try:
+        return "srgb" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile))).lower()
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        # A profile that cannot be read says nothing about the colours.
+        return True
+
+
+# --- keeping coded pixels as they are ---------------------------------------------------------------------------------
+
+
+def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:
+    """The parts of a file that hold its picture and nothing else, or None where it must be encoded anew."""
+    position = file.tell()
+    try:
+        return _find_kept_ranges(file, form, image)
+    finally:
+        # Pillow goes on reading where it was.
+        file.seek(position)
+
+
+def _find_kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:
+    profile = image.info.get("icc_profile")
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    if not plain or _orientation(image) != _UPRIGHT or (profile and not _is_srgb(profile)):
+        return None
+    match form:
+        case "JPEG":
+            return _jpeg_ranges(file)
+        case "PNG":
+            return _png_ranges(file)
+        case "WEBP":
+            return _webp_ranges(file)
+        case _:
+            return None
+
+
+def _joined(ranges: Iterator[tuple[int, int]]) -> Ranges:
+    joined: list[tuple[int, int]] = []
+    for start, length in ranges:
+        if joined and sum(joined[-1]) == start:
+            joined[-1] = joined[-1][0], joined[-1][1] + length
+        else:
+            joined.append((start, length))
+    return tuple(joined)
+
+
+def _jpeg_ranges(file: BinaryIO) -> Ranges | None:
+    """Everything up to the end-of-image marker but comments and application segments.
+
+    JFIF's APP0 without a thumbnail and Adobe's APP14 stay: they tell how the colours are coded. What follows the end
+    marker (a second picture, a film, anything) goes.
+    """
+    try:
+        return _joined(_jpeg_parts(file))
+    except EOFError:
+        return None
+
+
+def _jpeg_parts(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    yield 0, 2
+    position = 2
+    while True:
+        position, marker = _next_jpeg_marker(file, position)
+        if marker == 0xD9:
+            yield position, 2
+            return
+        file.seek(position + 2)
+        field = _read_exactly(file, 2)
+        length = int.from_bytes(field, "big")
+        if length < 2:
+            raise EOFError
+        if _is_jpeg_picture(marker, length, file):
+            yield position, 2 + length
+        position += 2 + length
+        if marker == 0xDA:
+            # Coded pixels run up to the next marker that is neither a restart nor a stuffed byte.
+            end, _ = _next_jpeg_marker(file, position)
+            yield position, end - position
+            position = end
+
+
+def _is_jpeg_picture(marker: int, length: int, file: BinaryIO) -> bool:
+    if marker == 0xFE:
+        return False
+    if marker == 0xE0:
+        return length == 16 and _read_exactly(file, 5) == b"JFIF\x00"
+    if marker == 0xEE:
+        return length == 14 and _read_exactly(file, 5) == b"Adobe"
+    return not 0xE0 <= marker <= 0xEF
+
+
+def _next_jpeg_marker(file: BinaryIO, position: int) -> tuple[int, int]:
+    while True:
+        file.seek(position)
+        block = file.read(_SCAN_BLOCK_BYTES)
+        if len(block) < 2:
+            raise EOFError
+        if found := _NEXT_MARKER.search(block):
+            return position + found.start(), found[0][1]
+        # The last byte may be the first half of a marker.
+        position += len(block) - 1
+
+
+_PNG_PICTURE: Final = frozenset({b"IHDR", b"IDAT", b"IEND"})
+
+
+def _png_ranges(file: BinaryIO) -> Ranges | None:
+    """Signature, header, pixels and end of an 8-bit RGB PNG; every ancillary chunk and what follows the end goes."""
+    try:
+        return _joined(_png_parts(file))
+    except EOFError:
+        return None
+
+
+def _png_parts(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    yield 0, 8
+    position = 8
+    while True:
+        file.seek(position)
+        head = _read_exactly(file, 8)
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        # Pillow reads 16 bits a channel as 8 without a word; those are encoded anew.
+        if name == b"IHDR" and _read_exactly(file, 10)[8:] != b"\x08\x02":
+            raise EOFError
+        if name in _PNG_PICTURE:
+            yield position, 12 + length
+        position += 12 + length
+        if name == b"IEND":
+            return
+
+
+def _webp_ranges(file: BinaryIO) -> Ranges | None:
+    """A WebP that is one simple lossy or lossless picture. The extended form is encoded anew."""
+    file.seek(0)
+    head = file.read(20)
+    if len(head) < 20 or head[12:16] not in (b"VP8 ", b"VP8L"):
+        return None
+    whole = 8 + int.from_bytes(head[4:8], "little")
+    chunk = int.from_bytes(head[16:20], "little")
+    # Anything in the container behind the one picture would be metadata.
+    return ((0, whole),) if whole == 20 + chunk + chunk % 2 else None
+
+
+def _read_exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data

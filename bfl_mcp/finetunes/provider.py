@@ -1,0 +1,35 @@
+"""Who answers the API, and what that means for a dataset."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from bfl_mcp.config import Settings, is_bfl_host
+from bfl_mcp.contract import BFL_MAX_IMAGES
+
+_MAX_IMAGES_ELSEWHERE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Whose server trains. `url` is None for the trainer inside this process."""
+
+    url: str | None
+    name: str
+    max_images: int
+    max_upload_bytes: int | None = None
+    """Largest request body it takes, where that is known before asking."""
+
+    @property
+    def is_bfl(self) -> bool:
+        return self.url is not None and is_bfl_host(self.url)
+
+
+def choose_provider(settings: Settings) -> Provider:
+    """The provider the settings name: BFL with a key, any server with a URL, else the trainer inside this process."""
+    url = settings.provider_url
+    if url is None:
+        limit = int(settings.max_upload_mb * 1_000_000)
+        return Provider(None, "the trainer inside this server", _MAX_IMAGES_ELSEWHERE, limit)
+    if is_bfl_host(url):
+        return Provider(url, f"Black Forest Labs ({url})", BFL_MAX_IMAGES)
+    return Provider(url, f"the server at {url}", _MAX_IMAGES_ELSEWHERE)

@@ -1,0 +1,275 @@
+"""How a finetune stands: two answers of the API joined into one state, explained in words."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import anyio
+from pydantic import BaseModel, Field
+
+from bfl_mcp.contract import FAILED_STATUSES, ResultResponse
+from bfl_mcp.errors import APIError, NotFoundError, quote_foreign
+from bfl_mcp.finetunes.start import OnProgress
+
+if TYPE_CHECKING:
+    from bfl_mcp.client import BFLClient
+
+State = Literal["queued", "training", "ready", "failed", "unknown"]
+_T = TypeVar("_T")
+
+# BFL advises to begin at 0.5-1 s and to back off to 5-10 s.
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_TASK_NOT_FOUND: Final = "Task not found"
+
+
+class FinetuneStatus(BaseModel):
+    """How a finetune stands."""
+
+    finetune_id: str = Field(description="Id that was asked for.")
+    status: str | None = Field(default=None, description="The API's own word; absent if it gave none.")
+    state: State = Field(description="queued, training, ready, failed or unknown.")
+    progress: float | None = Field(default=None, description="Share done, 0-1; absent if not told.")
+    seconds_left: float | None = Field(default=None, description="Estimate; absent if not told.")
+    details: dict[str, Any] = Field(description="Every key the API gave.")
+    problem: str | None = Field(default=None, description="What went wrong.")
+    practice: bool | None = Field(default=None, description="True where nothing is really trained; absent if unknown.")
+    summary: str = Field(description="How it stands.")
+    next_step: str = Field(description="What to do next.")
+
+
+async def read_status(client: "BFLClient", finetune_id: str) -> FinetuneStatus:
+    """Ask for the details and the task of a finetune, and join them.
+
+    Raises:
+        NotFoundError: The provider knows neither.
+        APIError: Neither could be read.
+    """
+    details: list[dict[str, Any] | APIError] = []
+    result: list[ResultResponse | APIError] = []
+    async with anyio.create_task_group() as both:
+        both.start_soon(_attempt, client.get_finetune_details, finetune_id, details)
+        both.start_soon(_attempt, client.get_result, finetune_id, result)
+    return _join(finetune_id, details[0], result[0])
+
+
+async def follow_status(
+    client: "BFLClient", finetune_id: str, wait_seconds: float, on_progress: OnProgress
+) -> FinetuneStatus:
+    """Read the status, and wait up to `wait_seconds` for its state to change.
+
+    Raises:
+        APIError: As `read_status`, for the first reading only; later failures are waited out.
+    """
+    began = time.monotonic()
+    first = status = await read_status(client, finetune_id)
+    pause = _FIRST_PAUSE_SECONDS
+    while status.state == first.state and status.state not in ("ready", "failed"):
+        elapsed = time.monotonic() - began
+        left = wait_seconds - elapsed
+        if left <= 0:
+            break
+        await on_progress(elapsed, wait_seconds, _progress_words(status))
+        await anyio.sleep(min(pause, left))
+        pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+        with anyio.move_on_after(max(left, 1.0)):
+            try:
+                status = await read_status(client, finetune_id)
+            except APIError:
+                # What was known a moment ago is a better answer than a passing failure.
+                continue
+    return status
+
+
+async def _attempt(ask: Callable[[str], Awaitable[_T]], finetune_id: str, answer: list[_T | APIError]) -> None:
+    try:
+        answer.append(await ask(finetune_id))
+    except APIError as error:
+        answer.append(error)
+
+
+def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultResponse | APIError) -> FinetuneStatus:
+    """The state behind two answers. Source: how the API was observed to behave, see each branch."""
+    shown = repr(quote_foreign(finetune_id, 100))
+    gone = isinstance(result, NotFoundError) or (
+        isinstance(result, ResultResponse) and result.status == _TASK_NOT_FOUND
+    )
+    if gone and isinstance(details, APIError):
+        if isinstance(details, NotFoundError):
+            raise NotFoundError(
+                f"The provider knows no finetune {shown}. Check the id. If it is right, it belongs to another account, "
+                "or was made at another host: finetunes are known only where they were trained (BFL_API_URL)."
+            )
+        raise APIError(f"The provider has no task for {shown}, and its details could not be read: {details}")
+    if isinstance(result, APIError) and isinstance(details, APIError):
+        if isinstance(details, NotFoundError):
+            # Observed January 2025: a finetune just created answered 500.
+            raise APIError(
+                f"The provider does not know {shown} yet, and its status could not be read: {result} If it was started "
+                "moments ago, ask again in a minute."
+            )
+        raise APIError(f"How {shown} stands could not be read. {result}")
+    known = details if isinstance(details, dict) else {}
+    status = _Reading(finetune_id, known)
+    if gone:
+        return status.deduced_ready(_word(result))
+    if isinstance(result, APIError):
+        return status.unknown(result)
+    if isinstance(details, APIError):
+        status.problem = f"Its details could not be read: {details}"
+    return status.told(result)
+
+
+class _Reading:
+    """What is known of one finetune, being put into words."""
+
+    def __init__(self, finetune_id: str, details: dict[str, Any]) -> None:
+        self.finetune_id = finetune_id
+        self.details = details
+        self.problem: str | None = None
+        engine = details.get("engine")
+        self.practice = None if engine is None else engine == "practice"
+        comment = details.get("finetune_comment")
+        named = repr(quote_foreign(comment, 80)) if comment else quote_foreign(finetune_id, 100)
+        self.name = f"The practice finetune {named}" if self.practice else f"The finetune {named}"
+
+    def told(self, result: ResultResponse) -> FinetuneStatus:
+        if result.status == "Ready":
+            return self._ready(result.status)
+        if result.status in FAILED_STATUSES:
+            return self._failed(result)
+        queued = self.details.get("state") == "queued"
+        progress = None if result.progress is None else min(max(result.progress, 0.0), 1.0)
+        seconds_left = _number(self.details.get("seconds_left"))
+        if queued:
+            place = _number(self.details.get("queue_position"))
+            summary = f"{self.name} is waiting for its turn" + (f", number {place:.0f} in line." if place else ".")
+        else:
+            parts = [f"{progress:.0%} done" if progress is not None else "", _time_left(seconds_left)]
+            told = ", ".join(part for part in parts if part)
+            summary = f"{self.name} is training" + (f": {told}." if told else ".")
+        return self._status(
+            result.status,
+            "queued" if queued else "training",
+            summary + (" Nothing is really trained." if self.practice else ""),
+            f"Call get_finetune_details again with finetune_id {self._shown_id} and wait_seconds 45."
+            + ("" if progress is not None else " Training can take from minutes to an hour or more."),
+            progress=progress,
+            seconds_left=seconds_left,
+        )
+
+    def deduced_ready(self, word: str | None) -> FinetuneStatus:
+        summary = (
+            f"{self.name} is most likely ready. This is a deduction: the provider still has its details, but no longer "
+            "the record of its training, which it forgets some time after the end."
+        )
+        return self._status(word, "ready", summary, self._how_to_use())
+
+    def unknown(self, error: APIError) -> FinetuneStatus:
+        self.problem = str(error)
+        summary = f"{self.name} exists, but how it stands could not be read just now."
+        next_step = (
+            f"Call get_finetune_details again with finetune_id {self._shown_id} in a minute. Do not start it again."
+        )
+        return self._status(None, "unknown", summary, next_step)
+
+    def _ready(self, word: str) -> FinetuneStatus:
+        summary = f"{self.name} is ready." + (
+            " Nothing was trained and there is no model: practice only goes through the motions."
+            if self.practice
+            else ""
+        )
+        return self._status(word, "ready", summary, self._how_to_use(), progress=1.0)
+
+    def _failed(self, result: ResultResponse) -> FinetuneStatus:
+        reasons = _reasons(result)
+        self.problem = f"{quote_foreign(result.status)}: {reasons}" if reasons else quote_foreign(result.status)
+        summary = f"{self.name} failed. The provider says: {self.problem}."
+        if "Moderated" in result.status:
+            next_step = (
+                "The provider's filter objected to images, captions or their number (BFL took at most 20). Tell the "
+                "person, remove what may have caused it, and start again."
+            )
+        else:
+            next_step = (
+                "Tell the person. If the reason is in the images, mend them; then start again with create_finetune."
+            )
+        return self._status(result.status, "failed", summary, next_step)
+
+    def _how_to_use(self) -> str:
+        if self.practice:
+            return (
+                "Nothing is left to do: the rehearsal went well. To train for real, point BFL_API_URL at a server that "
+                "answers BFL's finetuning API and trains, and call create_finetune again."
+            )
+        word = self.details.get("trigger_word")
+        prompt = f", with the trigger word {quote_foreign(word, 60)!r} in the prompt" if word else ""
+        return (
+            f"Use finetune_id {self._shown_id} with the provider's finetuned image endpoints (at BFL: "
+            f"/v1/flux-pro-1.1-ultra-finetuned){prompt}."
+        )
+
+    @property
+    def _shown_id(self) -> str:
+        return repr(quote_foreign(self.finetune_id, 100))
+
+    def _status(
+        self,
+        word: str | None,
+        state: State,
+        summary: str,
+        next_step: str,
+        *,
+        progress: float | None = None,
+        seconds_left: float | None = None,
+    ) -> FinetuneStatus:
+        return FinetuneStatus(
+            finetune_id=self.finetune_id,
+            status=word,
+            state=state,
+            progress=progress,
+            seconds_left=seconds_left,
+            details=self.details,
+            problem=self.problem,
+            practice=self.practice,
+            summary=summary,
+            next_step=next_step,
+        )
+
+
+def _word(result: ResultResponse | APIError) -> str | None:
+    return result.status if isinstance(result, ResultResponse) else None
+
+
+def _reasons(result: ResultResponse) -> str:
+    """The reasons a failed task gives, in `details` or in `result`: texts and lists of texts, named by their key."""
+    given = {**(result.result if isinstance(result.result, dict) else {}), **(result.details or {})}
+    parts = []
+    for key, value in given.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if value:
+            parts.append(text if key == "error" else f"{key}: {text}")
+    return quote_foreign("; ".join(parts))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return "almost done"
+    if seconds < 90:
+        return f"about {seconds:.0f} seconds left"
+    return f"about {seconds / 60:.0f} minutes left" if seconds < 5400 else f"about {seconds / 3600:.1f} hours left"
+
+
+def _progress_words(status: FinetuneStatus) -> str:
+    parts = [
+        status.state,
+        f"{status.progress:.0%}" if status.progress is not None else "",
+        _time_left(status.seconds_left),
+    ]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,138 @@
+"""A tool is an async function of one pydantic request model to one pydantic result model, whose schemas are its own.
+
+Hosts differ in what JSON Schema they take, so the schemas are flat and use only keywords that every host knows.
+"""
+
+import functools
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, get_type_hints
+
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict
+
+from bfl_mcp.errors import BFLError, quote_foreign
+
+logger = logging.getLogger(__name__)
+
+_TEXT_VALUE_LIMIT: Final = 300
+
+
+class ToolInput(ArgModelBase):
+    """Arguments of a tool: validated as one model, handed over as one object named `request`."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        return {"request": self}
+
+
+def make_tool(function: Callable[..., Awaitable[BaseModel]], *, title: str, annotations: ToolAnnotations) -> Tool:
+    """Make an MCP tool of `async def name(request: Request, ctx: Context) -> Result`; agents read its docstring."""
+    hints = get_type_hints(function)
+    request, result = hints["request"], hints["return"]
+    description = " ".join((function.__doc__ or "").split())
+    tool = Tool.from_function(function, title=title, description=description, annotations=annotations)
+    tool.fn = _answering(function)
+    tool.fn_metadata.arg_model = request
+    tool.parameters = flat_schema(request)
+    tool.fn_metadata.output_schema = flat_schema(result)
+    return tool
+
+
+def flat_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON schema without references, nullable unions, titles and integer enums."""
+    schema = model.model_json_schema()
+    flat: dict[str, Any] = _flatten(schema, schema.get("$defs", {}))
+    flat.pop("description", None)
+    return flat
+
+
+def error_result(text: str) -> CallToolResult:
+    """A failure as the model reads it: one text, no structured content."""
+    return CallToolResult(is_error=True, content=[TextContent(type="text", text=text)])
+
+
+def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
+    """Give the same facts as text and as structured content, and failures as tool errors.
+
+    A failure we expect keeps its own words; a crash becomes one safe sentence with a number to find it by in the log.
+    """
+
+    @functools.wraps(function)
+    async def answer(**arguments: Any) -> CallToolResult:
+        try:
+            result = await function(**arguments)
+        except BFLError as error:
+            return error_result(str(error))
+        except Exception:
+            number = secrets.token_hex(4)
+            logger.exception("error %s in the tool %s", number, function.__name__)
+            return error_result(
+                f"This server has a fault of its own (error {number}; its log has the details). If you were starting a "
+                "finetune, look whether it exists before you start it again."
+            )
+        facts = result.model_dump(mode="json", exclude_none=True)
+        return CallToolResult(content=[TextContent(type="text", text=_as_text(facts))], structured_content=facts)
+
+    return answer
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    """Summary first, then each fact on its line, the next step last."""
+    lines = [facts["summary"], ""]
+    for name, value in facts.items():
+        if name not in ("summary", "next_step"):
+            lines += _fact_lines(name, value)
+    return "\n".join([*lines, "", f"Next: {facts['next_step']}"])
+
+
+def _fact_lines(name: str, value: Any) -> list[str]:
+    label = quote_foreign(name, 60)
+    if isinstance(value, dict):
+        return [f"{label}:", *(f"  {line}" for key, item in value.items() for line in _fact_lines(key, item))]
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return [f"{label}:", *(f"  {item['name']}: {item['reason']}" for item in value)]
+    if isinstance(value, str):
+        return [f"{label}: {quote_foreign(value, _TEXT_VALUE_LIMIT)}"]
+    return [f"{label}: {quote_foreign(json.dumps(value, ensure_ascii=False), _TEXT_VALUE_LIMIT)}"]
+
+
+def _flatten(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_flatten(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        target = definitions[node["$ref"].rsplit("/", 1)[1]]
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    node = _without_null(node)
+    if "enum" in node and all(isinstance(value, int) for value in node["enum"]):
+        # Gemini takes enums of strings only; the words in the description name the values between.
+        values = node["enum"]
+        node = {key: value for key, value in node.items() if key != "enum"}
+        node |= {"minimum": min(values), "maximum": max(values)}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if key == "$defs" or (key == "title" and isinstance(value, str)):
+            continue
+        if key == "properties":
+            flat[key] = {name: _flatten(item, definitions) for name, item in value.items()}
+        elif key == "const":
+            flat["enum"] = [value]
+        elif key in ("default", "enum", "required"):
+            flat[key] = value
+        else:
+            flat[key] = _flatten(value, definitions)
+    return flat
+
+
+def _without_null(node: dict[str, Any]) -> dict[str, Any]:
+    arms = [arm for arm in node.get("anyOf", []) if arm.get("type") != "null"]
+    if len(arms) == 1:
+        node = {**{key: value for key, value in node.items() if key != "anyOf"}, **arms[0]}
+    return {key: value for key, value in node.items() if not (key == "default" and value is None)}

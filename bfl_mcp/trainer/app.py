@@ -1,0 +1,267 @@
+"""The HTTP face of the trainer: BFL's finetuning API over a folder of jobs.
+
+It answers as BFL did, and adds `engine` beside a new `finetune_id`, and `engine`, `state`, `queue_position` and
+`seconds_left` to the details. Endpoints that write are plain functions, which run in threads to their end: a client
+that goes away half-way leaves nothing half done.
+"""
+
+import base64
+import binascii
+import secrets
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+import anyio.to_thread
+import pydantic
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader
+from pydantic import SecretStr
+
+from bfl_mcp import __version__
+from bfl_mcp.contract import (
+    DEFAULT_LEARNING_RATE,
+    FINETUNE_NOT_FOUND,
+    INVALID_KEY,
+    NOT_AUTHENTICATED,
+    DeleteFinetuneInputs,
+    DeleteFinetuneResponse,
+    FinetuneDetailResponse,
+    FinetuneInputs,
+    HTTPValidationError,
+    MyFinetunesResponse,
+    ResultResponse,
+)
+from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress
+from bfl_mcp.trainer.uploads import BadArchiveError, unpack
+from bfl_mcp.trainer.worker import Worker
+
+_BLOCK_BYTES: Final = 1 << 20
+# What an archive may unfold to, in sizes of the largest upload: images are compressed already.
+_UNFOLDING: Final = 4
+_STATUS: Final = {"queued": "Pending", "training": "Pending", "ready": "Ready", "failed": "Error"}
+
+
+def create_app(
+    data: Path, *, api_key: SecretStr | None, max_upload_mb: float, practice_seconds: float, engine: str = "practice"
+) -> FastAPI:
+    """Make the trainer's app over a data folder. Without a key everybody is let in: for use inside this process.
+
+    Work that an earlier process left unfinished goes on.
+    """
+    trainer = _Trainer(data, max_upload_mb, engine, {"practice_seconds": practice_seconds})
+    app = FastAPI(title="bfl-mcp trainer", version=__version__, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.include_router(_routes(trainer, _key_check(api_key)))
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    trainer.wake_worker()
+    return app
+
+
+class _Trainer:
+    """The jobs of one data folder, in the words of the API."""
+
+    def __init__(self, data: Path, max_upload_mb: float, engine: str, options: Mapping[str, Any]) -> None:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.jobs = Jobs(data)
+        self.max_upload_bytes = int(max_upload_mb * 1_000_000)
+        self._engine = engine
+        self._options = options
+        self._worker = Worker(data)
+        # An upload needs up to three times its size in memory while it is read.
+        self._reading = threading.Lock()
+
+    def wake_worker(self) -> None:
+        if self.jobs.unfinished():
+            self._worker.wake()
+
+    def create(self, upload: BinaryIO) -> dict[str, Any]:
+        with self._reading:
+            inputs = _read_inputs(upload)
+            archive = _decode(inputs)
+            parameters = inputs.model_dump(mode="json", exclude={"file_data", "webhook_url", "webhook_secret"})
+            notes = ("this trainer sends no notifications: webhook_url is ignored",) if inputs.webhook_url else ()
+            # The upload is not needed twice.
+            del inputs
+
+            def fill(dataset: Path) -> None:
+                try:
+                    unpack(archive, dataset, _UNFOLDING * self.max_upload_bytes)
+                except BadArchiveError as error:
+                    raise _invalid("value_error", "file_data", f"Value error, {error}") from None
+
+            job = self.jobs.create(parameters, self._engine, self._options, fill, notes)
+        self._worker.wake()
+        return {"finetune_id": job.finetune_id, "engine": job.engine}
+
+    def details(self, finetune_id: str) -> dict[str, Any]:
+        job, progress = self._look_at(finetune_id)
+        rate = job.parameters["learning_rate"] or DEFAULT_LEARNING_RATE[job.parameters["finetune_type"]]
+        details: dict[str, Any] = {
+            **job.parameters,
+            "learning_rate": rate,
+            "timestamp": job.created,
+            "engine": job.engine,
+            "state": progress.state,
+        }
+        if progress.state == "queued":
+            details["queue_position"] = sum(other.order < job.order for other in self.jobs.unfinished()) + 1
+        if progress.seconds_left is not None:
+            details["seconds_left"] = round(progress.seconds_left, 1)
+        return details
+
+    def result(self, finetune_id: str) -> ResultResponse:
+        job, progress = self._look_at(finetune_id)
+        return ResultResponse(
+            id=finetune_id,
+            status=_STATUS[progress.state],
+            progress=progress.step / job.parameters["iterations"],
+            details={"error": progress.error} if progress.error else None,
+        )
+
+    def _look_at(self, finetune_id: str) -> tuple[Job, Progress]:
+        job = self.jobs.find(finetune_id)
+        try:
+            if job is None:
+                raise JobGoneError(finetune_id)
+            progress = job.read_progress()
+        except JobGoneError:
+            raise HTTPException(404, FINETUNE_NOT_FOUND) from None
+        if progress.state in UNFINISHED:
+            # Whoever sees that nobody works on it sets somebody to work.
+            self._worker.wake()
+        return job, progress
+
+
+def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
+    invalid: dict[int | str, dict[str, Any]] = {422: {"model": HTTPValidationError, "description": "Validation Error"}}
+    body = {
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FinetuneInputs"}}},
+        "required": True,
+    }
+    router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)])
+
+    async def upload(request: Request) -> AsyncIterator[BinaryIO]:
+        with tempfile.TemporaryFile(prefix="bfl-mcp-upload-") as file:
+            await _receive(request, file, trainer.max_upload_bytes)
+            yield file
+
+    @router.post("/finetune", responses=invalid, openapi_extra={"requestBody": body}, tags=["Tasks"])
+    def finetune(file: Annotated[Any, Depends(upload)]) -> dict[str, Any]:
+        return trainer.create(file)
+
+    @router.get("/finetune_details", responses=invalid, tags=["Utility"])
+    def finetune_details(finetune_id: str) -> FinetuneDetailResponse:
+        return FinetuneDetailResponse(finetune_details=trainer.details(finetune_id))
+
+    @router.get("/get_result", responses=invalid, response_model=ResultResponse, tags=["Utility"])
+    def get_result(id: str) -> Any:  # noqa: A002 - BFL's name for it
+        try:
+            return trainer.result(id)
+        except HTTPException:
+            gone = ResultResponse(id=id, status="Task not found")
+            return JSONResponse(gone.model_dump(mode="json"), status_code=404)
+
+    @router.get("/my_finetunes", tags=["Utility"])
+    def my_finetunes() -> MyFinetunesResponse:
+        trainer.wake_worker()
+        return MyFinetunesResponse(finetunes=[job.finetune_id for job in trainer.jobs.all()])
+
+    @router.post("/delete_finetune", responses=invalid, tags=["Utility"])
+    def delete_finetune(inputs: DeleteFinetuneInputs) -> DeleteFinetuneResponse:
+        if not trainer.jobs.delete(inputs.finetune_id):
+            raise HTTPException(404, FINETUNE_NOT_FOUND)
+        return DeleteFinetuneResponse(
+            status="success",
+            message="Finetune deleted",
+            deleted_finetune_id=inputs.finetune_id,
+            timestamp=datetime.now(UTC).isoformat(),
+        )
+
+    return router
+
+
+def _key_check(api_key: SecretStr | None) -> Callable[..., None]:
+    header = APIKeyHeader(name="x-key", auto_error=False)
+
+    def check_key(given: Annotated[str | None, Security(header)]) -> None:
+        if api_key is None:
+            return
+        if given is None:
+            raise HTTPException(403, NOT_AUTHENTICATED)
+        if not secrets.compare_digest(given.encode(), api_key.get_secret_value().encode()):
+            raise HTTPException(403, INVALID_KEY)
+
+    return check_key
+
+
+async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> None:
+    """Write the request's body to disk, so that waiting uploads need no memory."""
+    announced = request.headers.get("content-length", "0")
+    size = int(announced) if announced.isdecimal() else 0
+    block = bytearray()
+    if size <= max_bytes:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            block += part
+            if size > max_bytes:
+                break
+            if len(block) >= _BLOCK_BYTES:
+                await anyio.to_thread.run_sync(file.write, bytes(block))
+                block.clear()
+    if size > max_bytes:
+        raise HTTPException(
+            413,
+            f"The upload has {size / 1e6:.0f} MB or more; this trainer takes at most {max_bytes / 1e6:.0f} MB "
+            "(BFL_TRAINER_MAX_UPLOAD_MB), of which base64 needs a quarter.",
+        )
+    await anyio.to_thread.run_sync(file.write, bytes(block))
+
+
+def _read_inputs(upload: BinaryIO) -> FinetuneInputs:
+    upload.seek(0)
+    try:
+        return FinetuneInputs.model_validate_json(upload.read())
+    except pydantic.ValidationError as error:
+        raise RequestValidationError(
+            [
+                {**fault, "loc": ("body", *fault["loc"])}
+                for fault in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+
+
+def _decode(inputs: FinetuneInputs) -> BytesIO:
+    try:
+        return BytesIO(base64.b64decode(inputs.file_data, validate=True))
+    except (binascii.Error, ValueError):
+        raise _invalid("value_error", "file_data", "Value error, file_data is not base64") from None
+
+
+def _invalid(kind: str, field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": kind, "loc": ("body", field), "msg": message}])
+
+
+async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422, without `input`: BFL's repeats the whole upload."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
+    faults = [{key: fault[key] for key in ("type", "loc", "msg") if key in fault} for fault in error.errors()]
+    return JSONResponse({"detail": faults}, status_code=422)
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    if not app.openapi_schema:
+        described = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        # The start's body is read by hand, so FastAPI does not know its model.
+        inputs = FinetuneInputs.model_json_schema(ref_template="#/components/schemas/{model}")
+        described["components"]["schemas"]["FinetuneInputs"] = inputs
+        app.openapi_schema = described
+    return app.openapi_schema

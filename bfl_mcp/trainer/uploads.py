@@ -1,0 +1,154 @@
+"""Opens an uploaded archive carefully: what comes out is a flat dataset folder, or one sentence that names the entry.
+
+An archive is hostile until checked: its size, the number of its entries, how far they unfold, their names, what they
+are, and whether each image decodes.
+"""
+
+import errno
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO, Final
+
+from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
+from bfl_mcp.errors import DatasetError, quote_foreign
+
+MAX_IMAGES: Final = 1000
+"""How many images this trainer takes in one finetune."""
+
+_MAX_ENTRIES: Final = 4 * MAX_IMAGES
+_MAX_RATIO: Final = 100
+_CAPTION_LIMIT_BYTES: Final = 64_000
+_BLOCK_BYTES: Final = 1 << 18
+_IGNORED: Final = frozenset({"thumbs.db", "desktop.ini"})
+
+
+class BadArchiveError(Exception):
+    """The archive cannot be trained on; the message names the entry."""
+
+
+def unpack(archive: BinaryIO, dataset: Path, max_bytes: int) -> None:
+    """Write the images and captions of an archive into an empty folder as `001.jpg`, `001.txt`, ….
+
+    At most `max_bytes` are written in all.
+
+    Raises:
+        BadArchiveError: It is no ZIP, holds something it should not, or nothing to train on.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            _unpack(opened, dataset, max_bytes)
+    except BadArchiveError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise BadArchiveError("file_data is not a ZIP that can be read") from None
+    except Exception:  # noqa: BLE001 - zipfile raises almost anything on damaged archives
+        raise BadArchiveError("file_data is not a ZIP that can be read") from None
+
+
+def _unpack(opened: zipfile.ZipFile, dataset: Path, max_bytes: int) -> None:
+    entries = [entry for entry in opened.infolist() if not _is_ignored(entry)]
+    if len(entries) > _MAX_ENTRIES:
+        raise BadArchiveError(f"the archive holds {len(entries)} files; at most {_MAX_ENTRIES} are taken")
+    for entry in entries:
+        _check_entry(entry)
+    unfolded = sum(entry.file_size for entry in entries)
+    if unfolded > max_bytes:
+        raise BadArchiveError(
+            f"the archive unfolds to {unfolded / 1e6:.0f} MB; at most {max_bytes / 1e6:.0f} MB are taken"
+        )
+
+    captions = {_stem(entry): entry for entry in entries if entry.filename.lower().endswith(".txt")}
+    images = [entry for entry in entries if entry not in captions.values()]
+    if not images:
+        raise BadArchiveError("the archive holds no image")
+    if len(images) > MAX_IMAGES:
+        raise BadArchiveError(f"the archive holds {len(images)} images; at most {MAX_IMAGES} are taken")
+    for number, entry in enumerate(images, start=1):
+        _unpack_image(opened, entry, dataset, f"{number:03}")
+        if caption := captions.get(_stem(entry)):
+            _unpack_caption(opened, caption, dataset / f"{number:03}.txt")
+
+
+def _is_ignored(entry: zipfile.ZipInfo) -> bool:
+    """Folders, and what macOS, Windows and hidden folders leave in archives made by hand."""
+    parts = PurePosixPath(entry.filename).parts
+    hidden = any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
+    return entry.is_dir() or hidden or (bool(parts) and parts[-1].lower() in _IGNORED)
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    name = _shown(entry)
+    path = PurePosixPath(entry.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
+        raise BadArchiveError(f"{name} is not a plain name inside the archive")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        # BFL's own words for it, observed in 2025.
+        raise BadArchiveError(f"Suspicious file attributes detected: {name}")
+    if entry.flag_bits & 1:
+        raise BadArchiveError(f"{name} is encrypted")
+    if entry.file_size > _MAX_RATIO * max(entry.compress_size, 1024):
+        raise BadArchiveError(f"{name} unfolds to more than {_MAX_RATIO} times its size")
+
+
+def _unpack_image(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, dataset: Path, number: str) -> None:
+    target = dataset / f"{number}.part"
+    _copy(opened, entry, target)
+    try:
+        with target.open("rb") as file:
+            form = identify(file.read(HEAD_BYTES))
+            if form == "archive":
+                raise BadArchiveError(f"{_shown(entry)} is an archive inside the archive")
+            if form not in SUFFIXES:
+                raise BadArchiveError(f"{_shown(entry)} is neither a JPEG, PNG or WebP image nor a caption")
+            suffix = check_image(file)
+    except DatasetError as error:
+        raise BadArchiveError(f"{_shown(entry)}: {error}") from None
+    target.rename(dataset / f"{number}{suffix}")
+
+
+def _unpack_caption(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    if entry.file_size > _CAPTION_LIMIT_BYTES:
+        raise BadArchiveError(f"{_shown(entry)} is longer than {_CAPTION_LIMIT_BYTES // 1000} kB")
+    _copy(opened, entry, target)
+    try:
+        text = target.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadArchiveError(f"{_shown(entry)} is not UTF-8 text") from None
+    if not text.strip():
+        target.unlink()
+
+
+def _copy(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    """Copy one entry, never more than it announced."""
+    left = entry.file_size
+    try:
+        source = opened.open(entry)
+    except Exception:  # noqa: BLE001 - as in `unpack`
+        raise BadArchiveError(f"{_shown(entry)} is damaged") from None
+    with source, target.open("xb") as file:
+        while block := _read_block(source, entry):
+            left -= len(block)
+            if left < 0:
+                raise BadArchiveError(f"{_shown(entry)} is longer than it says")
+            file.write(block)
+    if left:
+        raise BadArchiveError(f"{_shown(entry)} is shorter than it says")
+
+
+def _read_block(source: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
+    try:
+        return source.read(_BLOCK_BYTES)
+    except Exception:  # noqa: BLE001 - a wrong checksum, a broken stream
+        raise BadArchiveError(f"{_shown(entry)} is damaged") from None
+
+
+def _stem(entry: zipfile.ZipInfo) -> str:
+    return str(PurePosixPath(entry.filename).with_suffix(""))
+
+
+def _shown(entry: zipfile.ZipInfo) -> str:
+    return quote_foreign(entry.filename, 100)

@@ -1,0 +1,31 @@
+"""What all tests share: no test reads the person's environment, and each has its own folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bfl_mcp.config import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("BFL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    """The embedded practice trainer, quick enough for tests."""
+    return Settings(BFL_MCP_HOME=home, BFL_TRAINER_PRACTICE_SECONDS=0.5)
