@@ -19,7 +19,11 @@ _PATIENCE_SECONDS: Final = 120
 def run_demo(folder: Path | None) -> int:
     """Run dry run, start and status until ready. Returns 0 only if the finetune became ready."""
     with tempfile.TemporaryDirectory(prefix="bfl-mcp-demo-", ignore_cleanup_errors=True) as home:
-        return anyio.run(_converse, (folder or _examples()).expanduser().absolute(), home)
+        if folder is None:
+            request = {"folder": str(_examples()), "mode": "product", "trigger_word": "TOKBOT"}
+        else:
+            request = {"folder": str(folder.expanduser().absolute()), "mode": "general", "trigger_word": "TOK"}
+        return anyio.run(_converse, {**request, "finetune_comment": "demo"}, home)
 
 
 def _examples() -> Path:
@@ -29,14 +33,13 @@ def _examples() -> Path:
     return inside if inside.is_dir() else package.parent / "examples"
 
 
-async def _converse(folder: Path, home: str) -> int:
+async def _converse(request: dict[str, str], home: str) -> int:
     _say(
         "A conversation between a chat assistant (▶) and this server (◀), on this machine alone. The practice trainer "
         "goes through the motions in about ten seconds: nothing is trained, sent anywhere or charged."
     )
     # The SDK passes on PATH, HOME and the like, and none of the BFL_ variables.
     server = StdioServerParameters(command=sys.executable, args=["-m", "bfl_mcp"], env={"BFL_MCP_HOME": home})
-    request = {"folder": str(folder), "finetune_comment": "demo", "mode": "product", "trigger_word": "TOKBOT"}
     async with Client(server) as client:
         rehearsal = await _call(client, "create_finetune", {**request, "dry_run": True})
         if rehearsal.is_error:

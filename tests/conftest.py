@@ -28,4 +28,8 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(home: Path) -> Settings:
     """The embedded practice trainer, quick enough for tests."""
-    return Settings(BFL_MCP_HOME=home, BFL_TRAINER_PRACTICE_SECONDS=0.5)
+    return Settings.model_validate({"BFL_MCP_HOME": home, "BFL_TRAINER_PRACTICE_SECONDS": 0.5})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="accept the tool list as it is now")

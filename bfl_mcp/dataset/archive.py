@@ -44,10 +44,11 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An image whose turn to be written has come. `source` is open as long as parts of it are kept."""
+    """An image whose turn to be written has come. `source` is open, and was checked when it was `identity`."""
 
     image: PreparedImage
     source: BinaryIO
+    identity: tuple[int, int]
 
 
 def pack_dataset(
@@ -156,7 +157,7 @@ def _prepare(image: ImageFile, max_megapixels: float) -> _Ready:
     except BaseException:
         source.close()
         raise
-    return _Ready(prepared, source)
+    return _Ready(prepared, source, before)
 
 
 def _identity(file: BinaryIO) -> tuple[int, int]:
@@ -166,13 +167,12 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
 
 def _write_image(archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready) -> None:
     name = f"{number:03}"
-    before = _identity(ready.source)
     with archive.open(_entry(name + ready.image.suffix), "w") as target:
         if ready.image.encoded is not None:
             target.write(ready.image.encoded)
         for offset, length in ready.image.kept:
             _copy(ready.source, offset, length, target.write)
-    if _identity(ready.source) != before:
+    if _identity(ready.source) != ready.identity:
         raise DatasetError("it changed while it was being read; try again when nothing writes to it")
     if image.caption is not None:
         archive.writestr(_entry(name + ".txt"), image.caption.encode())

@@ -14,7 +14,6 @@ from bfl_mcp.dataset.images import HEAD_BYTES, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
-_TIFF_SUFFIXES: Final = frozenset({".tif", ".tiff"})
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 # A long caption has some thousand characters; text encoders read some hundred.
@@ -72,7 +71,10 @@ def read_dataset(folder: str | Path) -> Dataset:
         if reason := _reason_to_skip(entry):
             found.skip(entry.name, reason)
         elif Path(entry.name).suffix.lower() == ".txt":
-            captions[_nfc(Path(entry.name).stem)] = Path(entry.path)
+            stem = _nfc(Path(entry.name).stem)
+            if stem in captions:
+                found.skip(captions[stem].name, "a second caption of that name")
+            captions[stem] = Path(entry.path)
         else:
             found.look_at(Path(entry.path))
     return found.dataset(captions)
@@ -121,8 +123,8 @@ class _Findings:
             self.skip(path.name, "HEIC cannot be read yet (an extra for it is coming): export it as JPEG to use it")
         elif form == "archive":
             self.skip(path.name, "an archive; only images directly in the folder are used")
-        elif form == "TIFF" and suffix not in _TIFF_SUFFIXES:
-            # Camera raw files are TIFFs whose first picture is a thumbnail.
+        elif form == "TIFF" and suffix not in _IMAGE_SUFFIXES:
+            # Camera raw files are TIFFs, with suffixes of their own, whose first picture is a thumbnail.
             self.skip(path.name, "a camera raw file; export it as JPEG to use it")
         elif form is not None:
             self.images.append(ImageFile(path, form))
@@ -132,16 +134,18 @@ class _Findings:
             self.skip(path.name, "not an image in a format that can be read")
 
     def dataset(self, captions: dict[str, Path]) -> Dataset:
-        texts = {stem: self._read_caption(path) for stem, path in captions.items()}
-        images = tuple(
-            ImageFile(image.path, image.format, texts.get(_nfc(image.path.stem)) or None) for image in self.images
-        )
-        stems = {_nfc(image.path.stem) for image in images}
+        stems = {_nfc(image.path.stem) for image in self.images}
+        texts: dict[str, str | None] = {}
         for stem, path in captions.items():
             if stem not in stems:
                 self.skip(path.name, "a caption without an image of that name")
-            elif texts[stem] == "":
+                continue
+            texts[stem] = self._read_caption(path)
+            if texts[stem] == "":
                 self.skip(path.name, "an empty caption")
+        images = tuple(
+            ImageFile(image.path, image.format, texts.get(_nfc(image.path.stem)) or None) for image in self.images
+        )
         if not images and not self.faults:
             self.faults.append("It holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF).")
         return Dataset(self.folder, images, tuple(self.skipped), tuple(self.faults))

@@ -6,6 +6,7 @@ again.
 """
 
 import math
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
 
 _ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = 1
+_TURNED: Final = range(2, 9)
 
 # Decoded at 1.5 times the wanted size or more, a JPEG keeps all the detail that Lanczos can use.
 _DRAFT_MARGIN: Final = 1.5
@@ -40,6 +42,9 @@ _DRAFT_MARGIN: Final = 1.5
 # Above this a picture is decoded alone, so that memory does not grow with the number of cores.
 _LARGE_PIXELS: Final = 20_000_000
 _large_picture = threading.Lock()
+
+# The longest side libjpeg writes.
+_MAX_SIDE_PX: Final = 65_500
 
 _NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SCAN_BLOCK_BYTES: Final = 1 << 20
@@ -159,6 +164,8 @@ def _pixel_limit() -> int:
 
 def _check_pixels(size: tuple[int, int]) -> None:
     width, height = size
+    if max(size) > _MAX_SIDE_PX:
+        raise DatasetError(f"it is {width} × {height}; no side may be longer than {_MAX_SIDE_PX} pixels")
     if width * height > _pixel_limit():
         raise DatasetError(
             f"it has {width * height / 1e6:.0f} megapixels ({width} × {height}); "
@@ -177,7 +184,7 @@ def _target_size(size: tuple[int, int], max_megapixels: float) -> tuple[int, int
 
 def _decode_cheaply(image: "Image.Image") -> None:
     """Decode every byte, at an eighth of the size where the format allows."""
-    image.draft("RGB", (image.width // 8, image.height // 8))
+    image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
     _load(image)
 
 
@@ -192,12 +199,14 @@ def _load(image: "Image.Image") -> None:
 def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedImage:
     from PIL import Image
 
-    turn = _orientation_transpose(image)
     profile = image.info.get("icc_profile")
     image.draft("RGB", (math.ceil(size[0] * _DRAFT_MARGIN), math.ceil(size[1] * _DRAFT_MARGIN)))
     _load(image)
-    # These modes can be resized as they are, which leaves fewer pixels to convert.
-    small_first = image.mode in ("RGB", "L", "CMYK")
+    # Only now: Pillow turns a TIFF while it loads it.
+    turn = _orientation_transpose(image)
+    # These modes can be resized as they are, which leaves fewer pixels to convert. A transparent colour cannot: mixed
+    # with its neighbours it is another colour.
+    small_first = image.mode in ("RGB", "L", "CMYK") and "transparency" not in image.info
     picture: Image.Image = image if small_first else _to_srgb(image, profile)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -241,11 +250,14 @@ def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
 
 
 def _orientation(image: "Image.Image") -> int:
+    if image.format == "PNG":
+        # Its EXIF may stand behind the pixels, so Pillow would load them here, without our lock.
+        _load(image)
     try:
         value = image.getexif().get(_ORIENTATION, _UPRIGHT)
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks, which are then ignored
         return _UPRIGHT
-    return value if isinstance(value, int) else _UPRIGHT
+    return value if value in _TURNED else _UPRIGHT
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
@@ -259,6 +271,8 @@ def _to_srgb(image: "Image.Image", profile: bytes | None) -> "Image.Image":
         raise DatasetError("it holds floating-point pixels; export it as 8-bit JPEG or PNG")
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = _on_white(image)
+    elif image.mode == "P":
+        image = image.convert("RGB")
     if profile and image.mode in ("RGB", "L", "CMYK"):
         converted = _apply_profile(image, profile)
         if converted is not None:
@@ -314,7 +328,10 @@ def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | No
     """The parts of a file that hold its picture and nothing else, or None where it must be encoded anew."""
     position = file.tell()
     try:
-        return _find_kept_ranges(file, form, image)
+        kept = _find_kept_ranges(file, form, image)
+        # A PNG may decode although its very last bytes are missing.
+        whole = kept is None or sum(kept[-1]) <= file.seek(0, os.SEEK_END)
+        return kept if whole else None
     finally:
         # Pillow goes on reading where it was.
         file.seek(position)

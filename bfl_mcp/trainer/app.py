@@ -5,8 +5,8 @@ It answers as BFL did, and adds `engine` beside a new `finetune_id`, and `engine
 that goes away half-way leaves nothing half done.
 """
 
-import base64
 import binascii
+import re
 import secrets
 import tempfile
 import threading
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final, TypeVar
 
 import anyio.to_thread
 import pydantic
@@ -23,7 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from bfl_mcp import __version__
 from bfl_mcp.contract import (
@@ -44,8 +44,16 @@ from bfl_mcp.trainer.uploads import BadArchiveError, unpack
 from bfl_mcp.trainer.worker import Worker
 
 _BLOCK_BYTES: Final = 1 << 20
+# What JSON unfolds to in memory is bounded by parsing no more of it than this: some of it takes twenty times its size.
+_MAX_JSON_BYTES: Final = 1 << 20
+# A long run of base64 as it stands in JSON; some encoders escape the slashes.
+_BASE64_RUN: Final = re.compile(rb'"(?=[A-Za-z0-9+/=\\]{4096})((?:[A-Za-z0-9+/=]++|\\/)++)"')
 # What an archive may unfold to, in sizes of the largest upload: images are compressed already.
 _UNFOLDING: Final = 4
+_NOT_ALONE: Final = (
+    f"Value error, file_data is not base64, or the request holds more than {_MAX_JSON_BYTES >> 20} MB beside it"
+)
+_Model = TypeVar("_Model", bound=BaseModel)
 _STATUS: Final = {"queued": "Pending", "training": "Pending", "ready": "Ready", "failed": "Error"}
 
 
@@ -75,7 +83,7 @@ class _Trainer:
         self._engine = engine
         self._options = options
         self._worker = Worker(data)
-        # An upload needs up to three times its size in memory while it is read.
+        # An upload needs up to three times its size in memory while it is read; mostly less than two.
         self._reading = threading.Lock()
 
     def wake_worker(self) -> None:
@@ -84,12 +92,9 @@ class _Trainer:
 
     def create(self, upload: BinaryIO) -> dict[str, Any]:
         with self._reading:
-            inputs = _read_inputs(upload)
-            archive = _decode(inputs)
+            inputs, archive = _read_inputs(upload)
             parameters = inputs.model_dump(mode="json", exclude={"file_data", "webhook_url", "webhook_secret"})
             notes = ("this trainer sends no notifications: webhook_url is ignored",) if inputs.webhook_url else ()
-            # The upload is not needed twice.
-            del inputs
 
             def fill(dataset: Path) -> None:
                 try:
@@ -122,7 +127,7 @@ class _Trainer:
         return ResultResponse(
             id=finetune_id,
             status=_STATUS[progress.state],
-            progress=progress.step / job.parameters["iterations"],
+            progress=progress.step / max(1, job.parameters["iterations"]),
             details={"error": progress.error} if progress.error else None,
         )
 
@@ -142,18 +147,19 @@ class _Trainer:
 
 def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
     invalid: dict[int | str, dict[str, Any]] = {422: {"model": HTTPValidationError, "description": "Validation Error"}}
-    body = {
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FinetuneInputs"}}},
-        "required": True,
-    }
     router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)])
 
     async def upload(request: Request) -> AsyncIterator[BinaryIO]:
         with tempfile.TemporaryFile(prefix="bfl-mcp-upload-") as file:
-            await _receive(request, file, trainer.max_upload_bytes)
+            await _receive(request, file, trainer.max_upload_bytes, " (BFL_TRAINER_MAX_UPLOAD_MB), a quarter of it base64")
             yield file
 
-    @router.post("/finetune", responses=invalid, openapi_extra={"requestBody": body}, tags=["Tasks"])
+    async def deletion(request: Request) -> DeleteFinetuneInputs:
+        file = BytesIO()
+        await _receive(request, file, _MAX_JSON_BYTES)
+        return _parse(DeleteFinetuneInputs, file.getvalue())
+
+    @router.post("/finetune", responses=invalid, openapi_extra=_body(FinetuneInputs), tags=["Tasks"])
     def finetune(file: Annotated[Any, Depends(upload)]) -> dict[str, Any]:
         return trainer.create(file)
 
@@ -174,8 +180,8 @@ def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
         trainer.wake_worker()
         return MyFinetunesResponse(finetunes=[job.finetune_id for job in trainer.jobs.all()])
 
-    @router.post("/delete_finetune", responses=invalid, tags=["Utility"])
-    def delete_finetune(inputs: DeleteFinetuneInputs) -> DeleteFinetuneResponse:
+    @router.post("/delete_finetune", responses=invalid, openapi_extra=_body(DeleteFinetuneInputs), tags=["Utility"])
+    def delete_finetune(inputs: Annotated[DeleteFinetuneInputs, Depends(deletion)]) -> DeleteFinetuneResponse:
         if not trainer.jobs.delete(inputs.finetune_id):
             raise HTTPException(404, FINETUNE_NOT_FOUND)
         return DeleteFinetuneResponse(
@@ -186,6 +192,12 @@ def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
         )
 
     return router
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body that is read by hand: FastAPI would read all of it, however long, before it looks at the key."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
 def _key_check(api_key: SecretStr | None) -> Callable[..., None]:
@@ -202,7 +214,7 @@ def _key_check(api_key: SecretStr | None) -> Callable[..., None]:
     return check_key
 
 
-async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> None:
+async def _receive(request: Request, file: BinaryIO, max_bytes: int, note: str = "") -> None:
     """Write the request's body to disk, so that waiting uploads need no memory."""
     announced = request.headers.get("content-length", "0")
     size = int(announced) if announced.isdecimal() else 0
@@ -215,21 +227,39 @@ async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> None:
             if size > max_bytes:
                 break
             if len(block) >= _BLOCK_BYTES:
-                await anyio.to_thread.run_sync(file.write, bytes(block))
-                block.clear()
+                await anyio.to_thread.run_sync(file.write, block)
+                block = bytearray()
     if size > max_bytes:
         raise HTTPException(
             413,
-            f"The upload has {size / 1e6:.0f} MB or more; this trainer takes at most {max_bytes / 1e6:.0f} MB "
-            "(BFL_TRAINER_MAX_UPLOAD_MB), of which base64 needs a quarter.",
+            f"The request has {size / 1e6:.1f} MB or more; this trainer takes at most {max_bytes / 1e6:g} MB{note}.",
         )
-    await anyio.to_thread.run_sync(file.write, bytes(block))
+    await anyio.to_thread.run_sync(file.write, block)
 
 
-def _read_inputs(upload: BinaryIO) -> FinetuneInputs:
+def _read_inputs(upload: BinaryIO) -> tuple[FinetuneInputs, BytesIO]:
+    """Read the parameters and the archive. In a long body `file_data` is not parsed, only found."""
     upload.seek(0)
+    body = upload.read()
+    if len(body) <= _MAX_JSON_BYTES:
+        inputs = _parse(FinetuneInputs, body)
+        return inputs, _decode(inputs.file_data)
+    start, end = max(
+        (run.span(1) for run in _BASE64_RUN.finditer(body)), key=lambda run: run[1] - run[0], default=(0, 0)
+    )
+    mark = secrets.token_hex()
+    if len(body) - (end - start) > _MAX_JSON_BYTES:
+        raise _invalid("value_error", "file_data", _NOT_ALONE)
+    inputs = _parse(FinetuneInputs, body[:start] + mark.encode() + body[end:])
+    if inputs.file_data != mark:
+        raise _invalid("value_error", "file_data", _NOT_ALONE)
+    with memoryview(body) as view, view[start:end] as run:
+        return inputs, _decode(bytes(run).replace(b"\\/", b"/") if b"\\/" in body else run)
+
+
+def _parse(model: type[_Model], body: bytes) -> _Model:
     try:
-        return FinetuneInputs.model_validate_json(upload.read())
+        return model.model_validate_json(body)
     except pydantic.ValidationError as error:
         raise RequestValidationError(
             [
@@ -239,10 +269,10 @@ def _read_inputs(upload: BinaryIO) -> FinetuneInputs:
         ) from None
 
 
-def _decode(inputs: FinetuneInputs) -> BytesIO:
+def _decode(file_data: str | bytes | memoryview) -> BytesIO:
     try:
-        return BytesIO(base64.b64decode(inputs.file_data, validate=True))
-    except (binascii.Error, ValueError):
+        return BytesIO(binascii.a2b_base64(file_data, strict_mode=True))
+    except ValueError:
         raise _invalid("value_error", "file_data", "Value error, file_data is not base64") from None
 
 
@@ -260,8 +290,8 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
 def _describe(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        # The start's body is read by hand, so FastAPI does not know its model.
-        inputs = FinetuneInputs.model_json_schema(ref_template="#/components/schemas/{model}")
-        described["components"]["schemas"]["FinetuneInputs"] = inputs
+        for model in (FinetuneInputs, DeleteFinetuneInputs):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            described["components"]["schemas"][model.__name__] = schema
         app.openapi_schema = described
     return app.openapi_schema

@@ -18,6 +18,9 @@ MAX_IMAGES: Final = 1000
 
 _MAX_ENTRIES: Final = 4 * MAX_IMAGES
 _MAX_RATIO: Final = 100
+# Of all methods only these can be unpacked in blocks: zipfile lets a few bytes of bzip2 or LZMA fill the memory.
+_METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+_DIRECTORY_ENTRY: Final = b"PK\x01\x02"
 _CAPTION_LIMIT_BYTES: Final = 64_000
 _BLOCK_BYTES: Final = 1 << 18
 _IGNORED: Final = frozenset({"thumbs.db", "desktop.ini"})
@@ -36,6 +39,7 @@ def unpack(archive: BinaryIO, dataset: Path, max_bytes: int) -> None:
         BadArchiveError: It is no ZIP, holds something it should not, or nothing to train on.
     """
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             _unpack(opened, dataset, max_bytes)
     except BadArchiveError:
@@ -60,8 +64,8 @@ def _unpack(opened: zipfile.ZipFile, dataset: Path, max_bytes: int) -> None:
             f"the archive unfolds to {unfolded / 1e6:.0f} MB; at most {max_bytes / 1e6:.0f} MB are taken"
         )
 
-    captions = {_stem(entry): entry for entry in entries if entry.filename.lower().endswith(".txt")}
-    images = [entry for entry in entries if entry not in captions.values()]
+    captions = {_stem(entry): entry for entry in entries if _is_caption(entry)}
+    images = [entry for entry in entries if not _is_caption(entry)]
     if not images:
         raise BadArchiveError("the archive holds no image")
     if len(images) > MAX_IMAGES:
@@ -70,6 +74,21 @@ def _unpack(opened: zipfile.ZipFile, dataset: Path, max_bytes: int) -> None:
         _unpack_image(opened, entry, dataset, f"{number:03}")
         if caption := captions.get(_stem(entry)):
             _unpack_caption(opened, caption, dataset / f"{number:03}.txt")
+
+
+def _check_directory(archive: BinaryIO) -> None:
+    """Refuse a directory of far too many entries before zipfile makes an object of each."""
+    count, tail = 0, b""
+    while block := archive.read(_BLOCK_BYTES):
+        count += (tail + block).count(_DIRECTORY_ENTRY)
+        tail = block[1 - len(_DIRECTORY_ENTRY) :]
+    # Folders and what is ignored count here too.
+    if count > 2 * _MAX_ENTRIES:
+        raise BadArchiveError(f"the archive holds {count} entries; at most {_MAX_ENTRIES} files are taken")
+
+
+def _is_caption(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.lower().endswith(".txt")
 
 
 def _is_ignored(entry: zipfile.ZipInfo) -> bool:
@@ -90,6 +109,8 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise BadArchiveError(f"Suspicious file attributes detected: {name}")
     if entry.flag_bits & 1:
         raise BadArchiveError(f"{name} is encrypted")
+    if entry.compress_type not in _METHODS:
+        raise BadArchiveError(f"{name} is packed with method {entry.compress_type}; store or deflate it")
     if entry.file_size > _MAX_RATIO * max(entry.compress_size, 1024):
         raise BadArchiveError(f"{name} unfolds to more than {_MAX_RATIO} times its size")
 

@@ -26,14 +26,17 @@ class Worker:
     """The one worker of a data folder, seen from a process that may have to start it."""
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        self._data = data.absolute()
         self._child: subprocess.Popen[bytes] | None = None
+        self._woken_again = False
         self._starting = threading.Lock()
 
     def wake(self) -> None:
         """Start a worker unless one is at work. Call it after work has been put down, or seen undone."""
         with self._starting:
             if self._child is not None and self._child.poll() is None:
+                # It may have had its last look at the queue, with only its end to come.
+                self._woken_again = True
                 return
             lock = _lock(self._data)
             try:
@@ -41,7 +44,18 @@ class Worker:
             except Timeout:
                 return
             lock.release()
+            self._woken_again = False
             self._child = _spawn(self._data)
+            threading.Thread(target=self._outlive, args=(self._child,), daemon=True).start()
+
+    def _outlive(self, child: "subprocess.Popen[bytes]") -> None:
+        """Wait for a worker's end, and start the next if it was woken for work that it may not have seen."""
+        child.wait()
+        with self._starting:
+            missed = self._woken_again and self._child is child
+        # Whoever removed the folder wants no worker.
+        if missed and self._data.is_dir() and Jobs(self._data).unfinished():
+            self.wake()
 
 
 def drain(data: Path) -> None:
@@ -68,9 +82,11 @@ def _lock(data: Path) -> FileLock:
 
 def _train(job: Job) -> None:
     try:
-        step = job.read_progress().step
-        job.log(f"training with the engine {job.engine!r} from step {step} of {job.parameters['iterations']}")
         try:
+            if job.engine not in ENGINES:
+                raise LookupError(f"this trainer has no engine {job.engine!r}; it has {', '.join(ENGINES)}")
+            step = job.read_progress().step
+            job.log(f"training with the engine {job.engine!r} from step {step} of {job.parameters['iterations']}")
             ENGINES[job.engine](job, _reporter(job))
         except JobGoneError:
             raise

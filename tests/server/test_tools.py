@@ -1,0 +1,299 @@
+"""The two tools as an agent uses them, through the SDK's client, in both protocol eras."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client
+from mcp_types import CallToolResult, TextContent
+
+from bfl_mcp.config import Settings
+from bfl_mcp.server import build_server
+from tests.fakes.bfl import Answer, FakeBFL
+from tests.pictures import fill_folder
+from tests.server.conftest import Connect
+
+REQUEST = {"finetune_comment": "cats", "mode": "style"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill_folder(tmp_path / "pictures")
+
+
+def text_of(result: CallToolResult) -> str:
+    [block] = result.content
+    assert isinstance(block, TextContent)
+    return block.text
+
+
+def facts_of(result: CallToolResult) -> dict[str, Any]:
+    assert not result.is_error, text_of(result)
+    assert isinstance(result.structured_content, dict)
+    return result.structured_content
+
+
+async def refused(client: Client, name: str, arguments: dict[str, Any]) -> str:
+    """Call a tool that must fail, and give its words."""
+    result = await client.call_tool(name, arguments)
+    assert result.is_error
+    assert result.structured_content is None
+    return text_of(result)
+
+
+async def test_a_folder_becomes_a_finetune_and_ends_ready(connect: Connect, folder: Path) -> None:
+    """The main job, with the trainer inside: no key, no network."""
+    async with connect() as client:
+        started = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
+        finetune_id = started["finetune_id"]
+        states = []
+        for _ in range(20):
+            status = facts_of(
+                await client.call_tool("get_finetune_details", {"finetune_id": finetune_id, "wait_seconds": 10})
+            )
+            states.append(status["state"])
+            if status["state"] == "ready":
+                break
+
+    assert started["started"] is True
+    assert started["state"] == "queued"
+    assert started["practice"] is True
+    assert (started["images"], started["captions"]) == (3, 3)
+    assert states[-1] == "ready"
+    assert states == sorted(states, key=["queued", "training", "ready"].index)
+    assert (status["status"], status["progress"], status["practice"]) == ("Ready", 1.0, True)
+    assert status["details"]["finetune_comment"] == "cats"
+
+
+async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
+    """The rehearsal does all but send, and its archive is the one that a start sends."""
+    bfl = FakeBFL()
+    async with connect(bfl) as client:
+        rehearsed = facts_of(
+            await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder), "dry_run": True})
+        )
+        nothing = list(bfl.requests)
+        started = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
+
+    assert nothing == []
+    assert not {"finetune_id", "state", "practice"} & set(rehearsed)
+    assert (rehearsed["started"], rehearsed["dry_run"]) == (False, True)
+    assert rehearsed["archive_sha256"] == started["archive_sha256"]
+
+
+async def test_what_is_sent_is_what_is_told(connect: Connect, folder: Path) -> None:
+    """`parameters` is the request without the archive; the learning rate is left out unless it was given."""
+    bfl = FakeBFL()
+    async with connect(bfl) as client:
+        facts = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
+        await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder), "learning_rate": 0.0002})
+
+    first, second = [{k: v for k, v in request.json().items() if k != "file_data"} for request in bfl.starts()]
+    assert facts["parameters"] == first
+    assert first == {
+        **REQUEST,
+        "trigger_word": "TOK",
+        "iterations": 300,
+        "captioning": True,
+        "priority": "quality",
+        "finetune_type": "full",
+        "lora_rank": 32,
+    }
+    assert second == {**first, "learning_rate": 0.0002}
+
+
+async def test_the_provider_gets_the_archive_that_was_told(connect: Connect, folder: Path) -> None:
+    """Images and captions arrive under clean names; practice is not claimed where the provider does not say it."""
+    (folder / "notes.pdf").write_bytes(b"%PDF-1.7")
+    bfl = FakeBFL()
+    async with connect(bfl) as client:
+        facts = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
+
+    with bfl.starts()[0].archive() as archive:
+        assert archive.namelist() == ["001.jpg", "001.txt", "002.jpg", "002.txt", "003.jpg", "003.txt"]
+        assert archive.read("001.txt") == b"photo of TOK number 0"
+    assert facts["skipped"] == [{"name": "notes.pdf", "reason": "not an image in a format that can be read"}]
+    assert "practice" not in facts
+    assert facts["finetune_id"] in bfl.finetunes
+
+
+async def test_text_and_structured_content_tell_the_same(connect: Connect, folder: Path) -> None:
+    """Hosts differ in which of the two the model sees, so each must be enough alone; nothing is null."""
+    (folder / "notes.pdf").write_bytes(b"%PDF-1.7")
+    async with connect() as client:
+        started = await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)})
+        finetune_id = facts_of(started)["finetune_id"]
+        status = await client.call_tool("get_finetune_details", {"finetune_id": finetune_id})
+
+    for result in (started, status):
+        text = text_of(result)
+        facts = facts_of(result)
+        leaves = list(walk(facts))
+        assert None not in leaves
+        assert not [leaf for leaf in leaves if (leaf if isinstance(leaf, str) else json.dumps(leaf)) not in text]
+        assert not [name for name in facts if name not in ("summary", "next_step") and f"{name}:" not in text]
+        assert text.startswith(facts["summary"])
+        assert text.endswith(facts["next_step"])
+
+
+def walk(value: Any) -> Any:
+    """Every value inside lists and objects."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from walk(item)
+    else:
+        yield value
+
+
+async def test_all_faults_of_a_folder_come_at_once(connect: Connect, folder: Path) -> None:
+    """Nobody goes round the loop once for each broken file, and a bad folder is refused before anything is sent."""
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:2000])
+    (folder / "d.png").write_bytes(b"not a picture")
+    (folder / "c.txt").write_bytes(b"\xff\xfe\xfd")
+    bfl = FakeBFL()
+    async with connect(bfl) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert [name for name in ("b.jpg", "d.png", "c.txt") if f"- {name}: " not in words] == []
+    assert "Nothing was sent or charged" in words
+    assert bfl.requests == []
+
+
+async def test_more_than_twenty_images_are_for_other_providers(connect: Connect, tmp_path: Path) -> None:
+    """BFL took 1-20; more came back as moderated, without a reason."""
+    folder = fill_folder(tmp_path / "many", count=21, size=(64, 64))
+    bfl = FakeBFL()
+    async with connect(bfl, "https://api.bfl.ai") as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+    async with connect(bfl) as client:
+        facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
+
+    assert "21 images" in words
+    assert "1 to 20" in words
+
+
+async def test_bfl_saying_closed_is_passed_on_with_what_to_do(connect: Connect, folder: Path) -> None:
+    """Today's answer of BFL's hosts; the dry run says it without asking."""
+    bfl = FakeBFL()
+    bfl.training_open = False
+    async with connect(bfl, "https://api.bfl.ai") as client:
+        rehearsed = facts_of(
+            await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder), "dry_run": True})
+        )
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "2025-10-31" in rehearsed["next_step"]
+    assert "closed hosted FLUX finetuning on 2025-10-31" in words
+    assert "nothing was charged" in words
+    assert not bfl.starts()
+
+
+async def test_an_open_outcome_is_an_error_that_forbids_a_repeat(connect: Connect, folder: Path) -> None:
+    """The agent must not start again what may be running."""
+    bfl = FakeBFL()
+    bfl.say_next("POST", "/v1/finetune", Answer(500))
+    async with connect(bfl) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "may be running" in words
+    assert "Do not start it again" in words
+    assert len(bfl.starts()) == 1
+
+
+async def test_an_unknown_finetune_is_an_error(connect: Connect) -> None:
+    """Both the trainer inside and a provider elsewhere say so."""
+    for fake in (None, FakeBFL()):
+        async with connect(fake) as client:
+            words = await refused(client, "get_finetune_details", {"finetune_id": "no-such-id"})
+
+        assert "knows no finetune 'no-such-id'" in words
+
+
+async def test_progress_is_sent_while_waiting(connect: Connect) -> None:
+    """A host shows that something goes on; each notification is further than the one before."""
+    heard: list[tuple[float, float | None, str | None]] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, total, message))
+
+    bfl = FakeBFL()
+    finetune_id = bfl.add_finetune()
+    async with connect(bfl) as client:
+        arguments = {"finetune_id": finetune_id, "wait_seconds": 2}
+        status = facts_of(await client.call_tool("get_finetune_details", arguments, progress_callback=hear))
+
+    assert status["state"] == "training"
+    assert len(heard) >= 2
+    assert [done for done, _, _ in heard] == sorted({done for done, _, _ in heard})
+    assert heard[-1][2] == "training"
+
+
+async def test_every_faulty_argument_is_named_at_once(connect: Connect) -> None:
+    """One error, in words, without the values and without pydantic's jargon."""
+    async with connect() as client:
+        words = await refused(
+            client,
+            "create_finetune",
+            {"mode": "face", "iterations": 99, "learning_rate": 1, "lora_rank": 24, "captioning": "maybe", "steps": 9},
+        )
+
+    assert words.splitlines() == [
+        "These arguments cannot be used. Nothing was sent or charged.",
+        "- folder is required",
+        "- finetune_comment is required",
+        "- mode must be 'general', 'character', 'style' or 'product'",
+        "- iterations must be at least 100",
+        "- learning_rate must be at most 0.005",
+        "- captioning must be true or false",
+        "- lora_rank must be 16 or 32",
+        "- steps is no argument of this tool",
+        (
+            "Accepted: folder, finetune_comment, mode, trigger_word, iterations, learning_rate, captioning, priority, "
+            "finetune_type, lora_rank, dry_run."
+        ),
+    ]
+
+
+async def test_arguments_sent_as_strings_are_understood(connect: Connect, folder: Path) -> None:
+    """Some hosts send numbers and booleans as text."""
+    arguments = {**REQUEST, "folder": str(folder), "iterations": "150", "lora_rank": "16", "dry_run": "true"}
+    async with connect() as client:
+        facts = facts_of(await client.call_tool("create_finetune", arguments))
+
+    assert (facts["parameters"]["iterations"], facts["parameters"]["lora_rank"]) == (150, 16)
+
+
+async def test_an_unknown_tool_names_the_known_ones(connect: Connect) -> None:
+    """The model corrects itself in one step."""
+    async with connect() as client:
+        words = await refused(client, "start_finetune", {})
+
+    assert "create_finetune, get_finetune_details" in words
+
+
+async def test_a_fault_of_our_own_is_one_safe_sentence(
+    connect: Connect, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an unforeseen exception says may hold a secret; the log has it, the conversation does not."""
+    bfl = FakeBFL()
+    bfl.say_next("POST", "/v1/finetune", ZeroDivisionError("secret 4711"))
+    async with connect(bfl) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "4711" not in words
+    number = words.split("(error ")[1].split(";")[0]
+    assert number in caplog.text
+    assert "secret 4711" in caplog.text
+
+
+async def test_an_archive_above_the_trainers_limit_is_refused_before_it_is_sent(home: Path, folder: Path) -> None:
+    """The trainer inside is known; a dry run that succeeds must not be followed by a refusal."""
+    settings = Settings.model_validate({"BFL_MCP_HOME": home, "BFL_TRAINER_MAX_UPLOAD_MB": 0.01})
+    async with Client(build_server(settings)) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder), "dry_run": True})
+
+    assert "BFL_TRAINER_MAX_UPLOAD_MB" in words
+    assert "Nothing was sent" in words

@@ -1,0 +1,84 @@
+"""The command line: what a person types, and what they read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bfl_mcp import __version__
+from tests.pictures import fill_folder
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "bfl_mcp", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_version_and_help_answer_at_once() -> None:
+    """The first two things anyone tries."""
+    assert run("--version").stdout == f"bfl-mcp {__version__}\n"
+    assert "demo" in run("--help").stdout
+
+
+def test_an_unknown_command_is_refused() -> None:
+    """A typo must not start a server that waits for ever."""
+    done = run("dmeo")
+
+    assert done.returncode == 2
+    assert "dmeo" in done.stderr
+
+
+def test_a_bad_setting_ends_the_start_with_a_sentence() -> None:
+    """Hosts show standard error; a traceback would help nobody."""
+    done = run(BFL_API_URL="http://gpu.example", BFL_MCP_MAX_MEGAPIXELS="-1")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "The configuration cannot be used:"
+    assert len(done.stderr.splitlines()) == 3
+    assert done.stdout == ""
+
+
+def test_a_closed_input_ends_the_server_quietly(home: Path) -> None:
+    """A host that goes away closes the pipe."""
+    done = run(BFL_MCP_HOME=str(home))
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_demo_ends_ready(tmp_path: Path) -> None:
+    """The command of the README: a whole conversation, with nothing inherited from the person's settings."""
+    folder = fill_folder(tmp_path / "pictures")
+
+    done = run("demo", str(folder), BFL_API_KEY="test-key", BFL_API_URL="http://127.0.0.1:1")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is ready" in done.stdout
+    assert "practice" in done.stdout
+    assert done.stdout.count("▶ ") == 3
+
+
+def test_the_demo_fails_where_the_conversation_does(tmp_path: Path) -> None:
+    """Exit status 0 is for a finetune that became ready."""
+    done = run("demo", str(tmp_path))
+
+    assert done.returncode == 1
+    assert "holds no image" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["bfl_mcp.cli", "bfl_mcp.server", "bfl_mcp.trainer.worker"])
+def test_heavy_modules_are_loaded_where_they_are_first_used(module: str) -> None:
+    """The tool list must appear as fast as the SDK alone could show it."""
+    heavy = "{'PIL', 'fastapi', 'httpx', 'torch', 'ray'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+
+    assert done.stdout.strip() == "[]"

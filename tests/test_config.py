@@ -1,0 +1,135 @@
+"""The configuration: what the environment says, and what is refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from bfl_mcp.config import Settings, is_bfl_host, is_loopback, read_settings
+from bfl_mcp.errors import ConfigError
+
+
+def test_nothing_set_means_the_trainer_inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without key and URL the server needs no network; empty is unset, as hosts send it."""
+    for name in ("BFL_API_KEY", "BFL_API_URL", "BFL_MCP_HOME", "BFL_MCP_MAX_MEGAPIXELS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+
+    settings = read_settings()
+
+    assert settings.provider_url is None
+    assert settings.max_megapixels == 1.0
+    assert settings.home.is_relative_to(tmp_path)
+
+
+def test_a_key_alone_means_bfl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documented host of 2026."""
+    monkeypatch.setenv("BFL_API_KEY", "test-key")
+
+    assert read_settings().provider_url == "https://api.bfl.ai"
+
+
+@pytest.mark.parametrize("pasted", ["test-key\n", " test-key ", '"test-key"', "'test-key'"])
+def test_a_key_is_read_as_people_paste_it(monkeypatch: pytest.MonkeyPatch, pasted: str) -> None:
+    """Quotes and line breaks come along with copy and paste."""
+    monkeypatch.setenv("BFL_API_KEY", pasted)
+
+    key = read_settings().api_key
+
+    assert key is not None
+    assert key.get_secret_value() == "test-key"
+
+
+@pytest.mark.parametrize("key", ["test key", "test\nkey", "tëst-key", "test\x07key"])
+def test_a_key_that_cannot_be_one_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """A broken header or a leaked key would be the alternatives."""
+    monkeypatch.setenv("BFL_API_KEY", key)
+
+    with pytest.raises(ConfigError, match="BFL_API_KEY") as caught:
+        read_settings()
+
+    assert key not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost:1/", "http://[::1]:2", "https://a.example"])
+def test_http_is_for_this_machine_https_for_all(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Loopback needs no certificate."""
+    monkeypatch.setenv("BFL_API_URL", url)
+
+    assert read_settings().provider_url == url.rstrip("/")
+
+
+def test_the_endpoint_part_of_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """People paste `…/v1` from the documentation."""
+    monkeypatch.setenv("BFL_API_URL", "https://gpu.example/flux/v1/")
+
+    assert read_settings().provider_url == "https://gpu.example/flux"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://gpu.example", "http://10.0.0.7:8000", "http://127.0.0.1.evil.example", "ftp://gpu.example",
+        "gpu.example", "https://", "https://user:pass@gpu.example", "https://gpu.example/?a=b", "https://gpu.example:port",
+        "https://[::1",
+    ],
+)  # fmt: skip
+def test_addresses_that_could_leak_or_fail_are_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Over http anyone on the way could read the key and the images."""
+    monkeypatch.setenv("BFL_API_URL", url)
+
+    with pytest.raises(ConfigError, match="BFL_API_URL"):
+        read_settings()
+
+
+def test_all_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody restarts a host once for each mistake."""
+    monkeypatch.setenv("BFL_MCP_MAX_MEGAPIXELS", "-1")
+    monkeypatch.setenv("BFL_TRAINER_PRACTICE_SECONDS", "soon")
+    monkeypatch.setenv("BFL_TRAINER_MAX_UPLOAD_MB", "nan")
+    monkeypatch.setenv("BFL_MCP_HOME", "not/whole")
+
+    with pytest.raises(ConfigError) as caught:
+        read_settings()
+
+    assert str(caught.value).count("\n- BFL_") == 4
+
+
+def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not every host expands `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BFL_MCP_HOME", "~/flux")
+
+    assert read_settings().home == tmp_path / "flux"
+
+
+def test_the_key_is_in_no_repr() -> None:
+    """Settings end up in logs and tracebacks."""
+    settings = Settings.model_validate({"BFL_API_KEY": "test-key"})
+
+    assert "test-key" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("url", "bfl"),
+    [
+        ("https://api.bfl.ai", True), ("https://API.US1.BFL.AI/", True), ("https://api.bfl.ai.", True),
+        ("https://bfl.ai.evil.example", False), ("https://notbfl.ai", False), ("http://127.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_bfl_is_known_by_its_domain(url: str, bfl: bool) -> None:
+    """Limits, prices and the probe depend on it."""
+    assert is_bfl_host(url) is bfl
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://127.0.0.1:1", True), ("http://127.9.9.9", True), ("http://[::1]", True), ("http://localhost", True),
+        ("http://localhost.evil.example", False), ("http://0.0.0.0", False), ("http://192.168.0.1", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_this_machine_only(url: str, loopback: bool) -> None:
+    """http is allowed there and nowhere else."""
+    assert is_loopback(url) is loopback
