@@ -1,7 +1,7 @@
 """From a folder to a started finetune: read, pack, send once, tell."""
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -52,7 +52,7 @@ class FinetuneStarted(BaseModel):
 
 
 async def start_finetune(
-    client: "BFLClient",
+    connect: Callable[[], Awaitable["BFLClient"]],
     provider: Provider,
     folder: str,
     parameters: TrainingParameters,
@@ -61,7 +61,7 @@ async def start_finetune(
     dry_run: bool,
     on_progress: OnProgress,
 ) -> FinetuneStarted:
-    """Pack a folder and start one finetune from it; on a dry run do all but send.
+    """Pack a folder and start one finetune from it; on a dry run do all but connect and send.
 
     Raises:
         DatasetError: The folder cannot be trained on; every fault is named and nothing was sent.
@@ -85,6 +85,7 @@ async def start_finetune(
         if dry_run:
             return FinetuneStarted(started=False, **facts, **_words_for_dry_run(archive, provider))
         await on_progress(archive.images, archive.images, f"sending {_megabytes(archive.size_bytes)}")
+        client = await connect()
         created = await client.create_finetune(archive.file, archive.size_bytes, sent)
     finally:
         archive.close()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from bfl_mcp import __version__
 from bfl_mcp.config import Settings
-from bfl_mcp.errors import quote_foreign
+from bfl_mcp.errors import ConfigError, quote_foreign
 from bfl_mcp.finetunes.provider import choose_provider
 from bfl_mcp.server.schema import error_result
 from bfl_mcp.server.tools import TOOLS, App
@@ -72,12 +72,19 @@ def _embedded_app(settings: Settings) -> Any:
     """The trainer inside this process: the one place where the server takes it."""
     from bfl_mcp.trainer.app import create_app
 
-    return create_app(
-        settings.home / "trainer",
-        api_key=None,
-        max_upload_mb=settings.max_upload_mb,
-        practice_seconds=settings.practice_seconds,
-    )
+    data = settings.home / "trainer"
+    try:
+        return create_app(
+            data,
+            api_key=None,
+            max_upload_mb=settings.max_upload_mb,
+            practice_seconds=settings.practice_seconds,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"The trainer inside this server cannot keep its data in {str(data)!r}: {error.strerror or error}. Nothing "
+            "was sent. Set BFL_MCP_HOME to a folder that this user may write."
+        ) from None
 
 
 class Server(MCPServer[App]):

@@ -65,7 +65,7 @@ async def create_finetune(request: CreateFinetune, ctx: Context[App]) -> Finetun
     """
     app = ctx.request_context.lifespan_context
     return await start_finetune(
-        await app.connection.client(),
+        app.connection.client,
         app.provider,
         request.folder,
         request,

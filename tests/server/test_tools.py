@@ -289,6 +289,17 @@ async def test_a_fault_of_our_own_is_one_safe_sentence(
     assert "secret 4711" in caplog.text
 
 
+async def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path, folder: Path) -> None:
+    """The person can mend it, if told which folder and which setting."""
+    (tmp_path / "file").write_text("in the way")
+    settings = Settings.model_validate({"BFL_MCP_HOME": tmp_path / "file"})
+    async with Client(build_server(settings)) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "BFL_MCP_HOME" in words
+    assert str(tmp_path / "file") in words
+
+
 async def test_an_archive_above_the_trainers_limit_is_refused_before_it_is_sent(home: Path, folder: Path) -> None:
     """The trainer inside is known; a dry run that succeeds must not be followed by a refusal."""
     settings = Settings.model_validate({"BFL_MCP_HOME": home, "BFL_TRAINER_MAX_UPLOAD_MB": 0.01})
