@@ -1,9 +1,11 @@
 """A conversation with the real server, as a host would have it, printed for people."""
 
+import os
 import shutil
 import sys
 import tempfile
 import textwrap
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +20,22 @@ _PATIENCE_SECONDS: Final = 120
 
 def run_demo(folder: Path | None) -> int:
     """Run dry run, start and status until ready. Returns 0 only if the finetune became ready."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A Windows console may lack the signs used here.
+        sys.stdout.reconfigure(errors="replace")
+    status = 1
+    try:
+        status = _converse_in_private(folder)
+    except* KeyboardInterrupt:
+        _line("\nStopped.")
+        status = 130
+    except* BrokenPipeError:
+        # The reader has seen enough: `bfl-mcp demo | head`. Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _converse_in_private(folder: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="bfl-mcp-demo-", ignore_cleanup_errors=True) as home:
         if folder is None:
             request = {"folder": str(_examples()), "mode": "product", "trigger_word": "TOKBOT"}

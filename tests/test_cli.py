@@ -1,6 +1,7 @@
 """The command line: what a person types, and what they read."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,34 @@ def test_heavy_modules_are_loaded_where_they_are_first_used(module: str) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_a_reader_of_the_demo_may_stop_reading(tmp_path: Path) -> None:
+    """`bfl-mcp demo | head` ends without a traceback."""
+    folder = fill_folder(tmp_path / "pictures")
+    command = [sys.executable, "-m", "bfl_mcp", "demo", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.stderr is not None
+        errors = demo.stderr.read()
+        status = demo.wait(timeout=30)
+
+    assert (status, errors) == (1, b"")
+
+
+def test_ctrl_c_ends_the_demo_with_a_word(tmp_path: Path) -> None:
+    """A person who has seen enough gets the prompt back, not a page of Python."""
+    folder = fill_folder(tmp_path / "pictures")
+    command = [sys.executable, "-m", "bfl_mcp", "demo", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        while "get_finetune_details\n" not in (line := demo.stdout.readline()):
+            assert line
+        demo.send_signal(signal.SIGINT)
+        out, errors = demo.communicate(timeout=10)
+
+    assert demo.returncode == 130
+    assert out.endswith("Stopped.\n")
+    assert errors == ""

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bfl_mcp.config import Settings
+from bfl_mcp.dataset import read_dataset
 from bfl_mcp.server import build_server
 
 ROOT = Path(__file__).parents[1]
@@ -131,16 +133,13 @@ def test_no_document_installs_the_name_from_an_index() -> None:
 
 def test_the_examples_are_a_good_dataset() -> None:
     """8 pictures with captions, large enough, with the trigger word, small in all."""
-    from PIL import Image
-
-    from bfl_mcp.dataset import read_dataset
 
     dataset = read_dataset(ROOT / "examples")
 
     assert (len(dataset.images), dataset.captions, dataset.skipped, dataset.faults) == (8, 8, (), ())
     for image in dataset.images:
         assert image.caption is not None
-        assert "TOKBOT" in image.caption.split()
+        assert re.search(r"\bTOKBOT\b", image.caption)
         with Image.open(image.path) as picture:
             assert min(picture.size) >= 1024
     assert sum(path.stat().st_size for path in (ROOT / "examples").iterdir()) < 2_000_000
