@@ -95,8 +95,10 @@ def _fact_lines(name: str, value: Any) -> list[str]:
     label = quote_foreign(name, 60)
     if isinstance(value, dict):
         return [f"{label}:", *(f"  {line}" for key, item in value.items() for line in _fact_lines(key, item))]
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        return [f"{label}:", *(f"  {item['name']}: {item['reason']}" for item in value)]
+    if value == []:
+        return [f"{label}: none"]
+    if isinstance(value, list) and all(isinstance(item, dict) and set(item) == {"name", "reason"} for item in value):
+        return [f"{label}:", *(f"  {quote_foreign(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
     if isinstance(value, str):
         return [f"{label}: {quote_foreign(value, _TEXT_VALUE_LIMIT)}"]
     return [f"{label}: {quote_foreign(json.dumps(value, ensure_ascii=False), _TEXT_VALUE_LIMIT)}"]
