@@ -181,7 +181,10 @@ def _write_image(archive: zipfile.ZipFile, number: int, image: ImageFile, ready:
 def _copy(source: BinaryIO, offset: int, length: int, write: Callable[[bytes], object]) -> None:
     source.seek(offset)
     while length:
-        block = source.read(min(length, _COPY_BLOCK_BYTES))
+        try:
+            block = source.read(min(length, _COPY_BLOCK_BYTES))
+        except OSError as error:
+            raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
         if not block:
             raise DatasetError("it became shorter while it was being read; try again when nothing writes to it")
         write(block)

@@ -36,7 +36,8 @@ _ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = 1
 _TURNED: Final = range(2, 9)
 
-# Decoded at 1.5 times the wanted size or more, a JPEG keeps all the detail that Lanczos can use.
+# A JPEG is decoded at 1.5 times the wanted size or more: what that costs in detail is a fraction of what coding it
+# again costs, and it saves most of the time and memory.
 _DRAFT_MARGIN: Final = 1.5
 
 # Above this a picture is decoded alone, so that memory does not grow with the number of cores.
@@ -283,6 +284,9 @@ def _to_srgb(image: "Image.Image", profile: bytes | None) -> "Image.Image":
 def _from_integers(image: "Image.Image") -> "Image.Image":
     wide = image.convert("I")
     _, top = wide.getextrema()
+    if image.mode == "I" and isinstance(top, int | float) and top <= 255:
+        # 32-bit integers that were 8-bit values before.
+        return wide.convert("L")
     if not isinstance(top, int | float) or top > 65_535:
         raise DatasetError("it holds more than 16 bits a pixel; export it as 8-bit JPEG or PNG")
     # 65 535 becomes 255: one step of 8 bits is 257 steps of 16.
