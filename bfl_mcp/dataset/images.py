@@ -8,11 +8,13 @@ again.
 import math
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from bfl_mcp.errors import DatasetError
 
@@ -40,15 +42,40 @@ _TURNED: Final = range(2, 9)
 # again costs, and it saves most of the time and memory.
 _DRAFT_MARGIN: Final = 1.5
 
-# Above this a picture is decoded alone, so that memory does not grow with the number of cores.
-_LARGE_PIXELS: Final = 20_000_000
-_large_picture = threading.Lock()
+# So many pixels are in memory at a time, at 4 to 8 bytes each, whatever the number of cores. A single larger picture
+# waits until it is alone.
+_PIXELS_AT_A_TIME: Final = 32_000_000
 
 # The longest side libjpeg writes.
 _MAX_SIDE_PX: Final = 65_500
 
 _NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SCAN_BLOCK_BYTES: Final = 1 << 20
+
+
+class _PixelBudget:
+    """Lets pictures into memory as long as their pixels fit together."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = self._limit = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room, and keep it for the block."""
+        pixels = min(pixels, self._limit)
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_budget = _PixelBudget(_PIXELS_AT_A_TIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +131,12 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
             original = image.size
             _check_pixels(original)
             size = _target_size(original, max_megapixels)
-            kept = _kept_ranges(file, form, image) if size == original else None
-            if kept is None:
-                return _encode(image, form, size)
-            _decode_cheaply(image)
-            return PreparedImage(SUFFIXES[form], *original, kept=kept)
+            with _budget.hold(_pixels_to_decode(image, form, size)):
+                kept = _kept_ranges(file, form, image) if size == original else None
+                if kept is None:
+                    return _encode(image, form, size)
+                _decode_cheaply(image)
+                return PreparedImage(SUFFIXES[form], *original, kept=kept)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
@@ -129,7 +157,8 @@ def check_image(file: BinaryIO) -> str:
     try:
         with Image.open(file, formats=(form,)) as image:
             _check_pixels(image.size)
-            _decode_cheaply(image)
+            with _budget.hold(_pixels_to_decode(image, form, image.size)):
+                _decode_cheaply(image)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
@@ -183,18 +212,22 @@ def _target_size(size: tuple[int, int], max_megapixels: float) -> tuple[int, int
     return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
 
 
+def _pixels_to_decode(image: "Image.Image", form: str, size: tuple[int, int]) -> int:
+    """How many pixels will be in memory at once. Baseline JPEGs are decoded smaller where their size is not needed."""
+    width, height = image.size
+    if form != "JPEG" or image.info.get("progressive"):
+        return width * height
+    if size == image.size:
+        whole = image.mode != "RGB" or _orientation(image) != _UPRIGHT
+        return width * height if whole else width * height // 64
+    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or width >= size[0] * _DRAFT_MARGIN * scale)
+    return width * height // scale**2
+
+
 def _decode_cheaply(image: "Image.Image") -> None:
     """Decode every byte, at an eighth of the size where the format allows."""
     image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-    _load(image)
-
-
-def _load(image: "Image.Image") -> None:
-    if image.width * image.height <= _LARGE_PIXELS:
-        image.load()
-        return
-    with _large_picture:
-        image.load()
+    image.load()
 
 
 def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedImage:
@@ -202,7 +235,7 @@ def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedI
 
     profile = image.info.get("icc_profile")
     image.draft("RGB", (math.ceil(size[0] * _DRAFT_MARGIN), math.ceil(size[1] * _DRAFT_MARGIN)))
-    _load(image)
+    image.load()
     # Only now: Pillow turns a TIFF while it loads it.
     turn = _orientation_transpose(image)
     # These modes can be resized as they are, which leaves fewer pixels to convert. A transparent colour cannot: mixed
@@ -223,16 +256,25 @@ def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedI
 
 def _smallest(picture: "Image.Image", source_form: str) -> tuple[str, bytes]:
     """JPEG at quality 95 without chroma subsampling; PNG where the source was lossless and PNG is smaller."""
-    jpeg = BytesIO()
     # Optimised Huffman tables need the whole picture in memory twice.
     optimize = picture.width * picture.height <= 2_000_000
-    picture.save(jpeg, "JPEG", quality=95, subsampling=0, optimize=optimize)
+    jpeg = _coded(picture, "JPEG", quality=95, subsampling=0, optimize=optimize)
     if source_form in _LOSSLESS:
-        png = BytesIO()
-        picture.save(png, "PNG")
-        if png.tell() < jpeg.tell():
-            return ".png", png.getvalue()
-    return ".jpg", jpeg.getvalue()
+        png = _coded(picture, "PNG")
+        if len(png) < len(jpeg):
+            return ".png", png
+    return ".jpg", jpeg
+
+
+def _coded(picture: "Image.Image", form: str, **options: Any) -> bytes:
+    # Into a real file Pillow codes outside the interpreter's lock; into memory it would keep a ping waiting.
+    try:
+        with tempfile.TemporaryFile(prefix="bfl-mcp-") as file:
+            picture.save(file, form, **options)
+            file.seek(0)
+            return file.read()
+    except OSError as error:
+        raise DatasetError(f"it could not be coded in {tempfile.gettempdir()}: {error.strerror or error}") from None
 
 
 def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
@@ -251,9 +293,6 @@ def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
 
 
 def _orientation(image: "Image.Image") -> int:
-    if image.format == "PNG":
-        # Its EXIF may stand behind the pixels, so Pillow would load them here, without our lock.
-        _load(image)
     try:
         value = image.getexif().get(_ORIENTATION, _UPRIGHT)
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks, which are then ignored
@@ -297,9 +336,10 @@ def _on_white(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    white.alpha_composite(layer)
-    return white.convert("RGB")
+    white = Image.new("RGB", layer.size, "white")
+    # The same pixels as alpha_composite, which holds the interpreter's lock all the while.
+    white.paste(layer, mask=layer)
+    return white
 
 
 def _apply_profile(image: "Image.Image", profile: bytes) -> "Image.Image | None":

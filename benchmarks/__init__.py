@@ -1,0 +1,1 @@
+"""Measurements behind the numbers that this project promises. Linux only; each module runs by itself."""
