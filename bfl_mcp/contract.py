@@ -212,4 +212,4 @@ class ValidationError(BaseModel):
 class HTTPValidationError(BaseModel):
     """The body of a 422."""
 
-    detail: list[ValidationError] = []
+    detail: list[ValidationError] = Field(default_factory=list)

@@ -293,6 +293,9 @@ def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
 
 
 def _orientation(image: "Image.Image") -> int:
+    if image.format == "PNG":
+        # Its EXIF may stand behind the pixels, so Pillow loads them here; damage must not pass for a missing EXIF.
+        image.load()
     try:
         value = image.getexif().get(_ORIENTATION, _UPRIGHT)
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks, which are then ignored

@@ -6,7 +6,6 @@ that goes away half-way leaves nothing half done.
 """
 
 import binascii
-import re
 import secrets
 import tempfile
 import threading
@@ -46,8 +45,8 @@ from bfl_mcp.trainer.worker import Worker
 _BLOCK_BYTES: Final = 1 << 20
 # What JSON unfolds to in memory is bounded by parsing no more of it than this: some of it takes twenty times its size.
 _MAX_JSON_BYTES: Final = 1 << 20
-# A long run of base64 as it stands in JSON; some encoders escape the slashes.
-_BASE64_RUN: Final = re.compile(rb'"(?=[A-Za-z0-9+/=\\]{4096})((?:[A-Za-z0-9+/=]++|\\/)++)"')
+# Four characters of base64 are three bytes. Decoding holds the interpreter's lock, so it is done in pieces.
+_DECODED_AT_A_TIME: Final = 4 << 18
 # What an archive may unfold to, in sizes of the largest upload: images are compressed already.
 _UNFOLDING: Final = 4
 _NOT_ALONE: Final = (
@@ -127,7 +126,7 @@ class _Trainer:
         return ResultResponse(
             id=finetune_id,
             status=_STATUS[progress.state],
-            progress=progress.step / max(1, job.parameters["iterations"]),
+            progress=progress.step / (job.parameters.get("iterations") or 1),
             details={"error": progress.error} if progress.error else None,
         )
 
@@ -151,7 +150,9 @@ def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
 
     async def upload(request: Request) -> AsyncIterator[BinaryIO]:
         with tempfile.TemporaryFile(prefix="bfl-mcp-upload-") as file:
-            await _receive(request, file, trainer.max_upload_bytes, " (BFL_TRAINER_MAX_UPLOAD_MB), a quarter of it base64")
+            await _receive(
+                request, file, trainer.max_upload_bytes, " (BFL_TRAINER_MAX_UPLOAD_MB), a quarter of it base64"
+            )
             yield file
 
     async def deletion(request: Request) -> DeleteFinetuneInputs:
@@ -244,17 +245,28 @@ def _read_inputs(upload: BinaryIO) -> tuple[FinetuneInputs, BytesIO]:
     if len(body) <= _MAX_JSON_BYTES:
         inputs = _parse(FinetuneInputs, body)
         return inputs, _decode(inputs.file_data)
-    start, end = max(
-        (run.span(1) for run in _BASE64_RUN.finditer(body)), key=lambda run: run[1] - run[0], default=(0, 0)
-    )
+    start, end = _find_longest_string(body)
     mark = secrets.token_hex()
     if len(body) - (end - start) > _MAX_JSON_BYTES:
         raise _invalid("value_error", "file_data", _NOT_ALONE)
     inputs = _parse(FinetuneInputs, body[:start] + mark.encode() + body[end:])
     if inputs.file_data != mark:
         raise _invalid("value_error", "file_data", _NOT_ALONE)
-    with memoryview(body) as view, view[start:end] as run:
-        return inputs, _decode(bytes(run).replace(b"\\/", b"/") if b"\\/" in body else run)
+    # Some encoders escape the slashes.
+    return inputs, _decode(body[start:end].replace(b"\\/", b"/") if b"\\/" in body else memoryview(body)[start:end])
+
+
+def _find_longest_string(body: bytes) -> tuple[int, int]:
+    """Where the longest run between two quotation marks stands. Looks no further once the rest is too long anyway."""
+    longest, beside = (0, 0), 0
+    before = body.find(b'"')
+    while before >= 0 and beside <= _MAX_JSON_BYTES:
+        after = body.find(b'"', before + 1)
+        run = (before + 1, after if after >= 0 else len(body))
+        shorter, longest = sorted((longest, run), key=lambda span: span[1] - span[0])
+        beside += 1 + shorter[1] - shorter[0]
+        before = after
+    return longest
 
 
 def _parse(model: type[_Model], body: bytes) -> _Model:
@@ -270,10 +282,18 @@ def _parse(model: type[_Model], body: bytes) -> _Model:
 
 
 def _decode(file_data: str | bytes | memoryview) -> BytesIO:
+    archive = BytesIO()
     try:
-        return BytesIO(binascii.a2b_base64(file_data, strict_mode=True))
+        for start in range(0, len(file_data), _DECODED_AT_A_TIME):
+            piece = file_data[start : start + _DECODED_AT_A_TIME]
+            decoded = binascii.a2b_base64(piece, strict_mode=True)
+            if len(decoded) * 4 != len(piece) * 3 and start + len(piece) < len(file_data):
+                raise ValueError("padding in the middle")
+            archive.write(decoded)
     except ValueError:
         raise _invalid("value_error", "file_data", "Value error, file_data is not base64") from None
+    archive.seek(0)
+    return archive
 
 
 def _invalid(kind: str, field: str, message: str) -> RequestValidationError:

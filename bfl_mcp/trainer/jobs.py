@@ -167,7 +167,7 @@ class Jobs:
     def _read(self, folder: Path) -> Job | None:
         try:
             request = json.loads((folder / "request.json").read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return Job(folder, request["parameters"], request["engine"], request["options"], request["created"])
 

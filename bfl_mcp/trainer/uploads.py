@@ -4,11 +4,11 @@ An archive is hostile until checked: its size, the number of its entries, how fa
 are, and whether each image decodes.
 """
 
-import errno
 import stat
 import zipfile
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Final
+from typing import IO, Final
 
 from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
@@ -30,7 +30,7 @@ class BadArchiveError(Exception):
     """The archive cannot be trained on; the message names the entry."""
 
 
-def unpack(archive: BinaryIO, dataset: Path, max_bytes: int) -> None:
+def unpack(archive: BytesIO, dataset: Path, max_bytes: int) -> None:
     """Write the images and captions of an archive into an empty folder as `001.jpg`, `001.txt`, ….
 
     At most `max_bytes` are written in all.
@@ -42,12 +42,9 @@ def unpack(archive: BinaryIO, dataset: Path, max_bytes: int) -> None:
         _check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             _unpack(opened, dataset, max_bytes)
-    except BadArchiveError:
+    except (BadArchiveError, OSError):
+        # The archive lies in memory: what the system refuses concerns the dataset.
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            raise
-        raise BadArchiveError("file_data is not a ZIP that can be read") from None
     except Exception:  # noqa: BLE001 - zipfile raises almost anything on damaged archives
         raise BadArchiveError("file_data is not a ZIP that can be read") from None
 
@@ -76,7 +73,7 @@ def _unpack(opened: zipfile.ZipFile, dataset: Path, max_bytes: int) -> None:
             _unpack_caption(opened, caption, dataset / f"{number:03}.txt")
 
 
-def _check_directory(archive: BinaryIO) -> None:
+def _check_directory(archive: BytesIO) -> None:
     """Refuse a directory of far too many entries before zipfile makes an object of each."""
     count, tail = 0, b""
     while block := archive.read(_BLOCK_BYTES):
@@ -101,7 +98,7 @@ def _is_ignored(entry: zipfile.ZipInfo) -> bool:
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     name = _shown(entry)
     path = PurePosixPath(entry.filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
+    if not path.name or path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
         raise BadArchiveError(f"{name} is not a plain name inside the archive")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):

@@ -121,7 +121,7 @@ def _spawn(data: Path) -> subprocess.Popen[bytes]:
     package_root = str(Path(__file__).parents[2])
     environment = {name: value for name, value in os.environ.items() if name != "BFL_API_KEY"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "bfl_mcp.trainer.worker", "--data", str(data)]
+    command = [sys.executable, "-P", "-m", "bfl_mcp.trainer.worker", "--data", str(data)]
     with (data / "worker.log").open("ab") as log:
         if sys.platform != "win32":
             return subprocess.Popen(
