@@ -6,7 +6,7 @@ the archive is encoded while it is sent, so memory does not grow with it.
 
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from bfl_mcp.contract import (
 )
 from bfl_mcp.errors import (
     APIError,
+    ConfigError,
     NotFoundError,
     OutcomeUnknownError,
     TrainingClosedError,
@@ -42,6 +43,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 _ANSWER_LIMIT_BYTES: Final = 1 << 20
 """BFL's 422 repeats the whole upload (observed 2025, hundreds of megabytes); nothing we need comes after this."""
+
+_QUOTE: Final = '"'
+_APOSTROPHE: Final = "'"
 
 # A multiple of 3, so that each block becomes base64 without padding.
 _BLOCK_BYTES: Final = 3 << 18
@@ -105,17 +109,22 @@ class BFLClient:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         # Compressed, a small answer could unfold to any size.
         headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "bfl-mcp"}
-        if api_key is not None:
-            headers["x-key"] = api_key.get_secret_value()
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            headers=headers,
-            transport=transport,
-            follow_redirects=False,
-            # A proxy for the internet has no business with this machine's own servers.
-            trust_env=not is_loopback(base_url),
-            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=base_url,
+                headers=headers,
+                auth=_Key(api_key) if api_key is not None else None,
+                transport=transport,
+                follow_redirects=False,
+                # A proxy for the internet has no business with this machine's own servers.
+                trust_env=not is_loopback(base_url),
+                timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+            )
+        except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+            raise ConfigError(
+                f"No connection can be set up ({quote_foreign(error, 120)}). Nothing was sent. Check BFL_API_URL and "
+                "the variables for proxies and certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)."
+            ) from None
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -152,10 +161,15 @@ class BFLClient:
                 ) from None
             raise OutcomeUnknownError(self._unclear(f"no answer came back ({_kind(error)})")) from None
         if 200 <= answer.status < 300:
-            created = _parsed(FinetuneCreated, answer)
+            created = _parsed(FinetuneCreated, answer.json())
             if created is None:
                 raise OutcomeUnknownError(self._unclear(f"the answer ({answer.status}) holds no finetune_id"))
             return created
+        if answer.status >= 500 and self._in_process:
+            raise APIError(
+                f"The trainer inside this server could not keep the finetune ({answer.status}{_said(answer)}). Nothing "
+                "was started. Its log has the details; BFL_MCP_HOME names the folder it writes to."
+            )
         if answer.status >= 500:
             raise OutcomeUnknownError(self._unclear(f"the server failed ({answer.status}{_said(answer)})"))
         if answer.status == 404 and self._bfl:
@@ -182,8 +196,10 @@ class BFLClient:
         answer = await self._read("GET", "/v1/get_result", params={"id": finetune_id})
         body = answer.json()
         # Observed 2026-09-21: a task that failed comes as a 422 whose body is the task.
-        if answer.status in (200, 422) and isinstance(body, dict) and isinstance(body.get("status"), str):
-            return ResultResponse.model_validate({**body, "id": str(body.get("id", finetune_id))})
+        if answer.status in (200, 422) and isinstance(body, dict):
+            result = _parsed(ResultResponse, {**body, "id": str(body.get("id", finetune_id))})
+            if result is not None:
+                return result
         return self._expect(ResultResponse, answer, "GET /v1/get_result")
 
     async def list_finetunes(self) -> list[str]:
@@ -220,7 +236,7 @@ class BFLClient:
             answer = await self._read("POST", "/v1/finetune", json={})
         except APIError as error:
             host = urlsplit(self.base_url).hostname
-            if host in BFL_RETIRED_HOSTS and isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+            if host in BFL_RETIRED_HOSTS and isinstance(error.__cause__, httpx.ConnectTimeout):
                 how = "was one of the two hosts that trained, and no longer takes connections"
                 raise TrainingClosedError(_CLOSED.format(host=host, how=how)) from None
             raise APIError(f"{error} Nothing was uploaded or charged.") from None
@@ -241,6 +257,9 @@ class BFLClient:
 
     async def _send(self, method: str, path: str, **options: Any) -> _Answer:
         async with self._http.stream(method, path, **options) as response:
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                # A few bytes could unfold to gigabytes, and we asked for none of it.
+                raise httpx.DecodingError("compressed")
             body = bytearray()
             async for block in response.aiter_bytes():
                 body += block
@@ -252,7 +271,7 @@ class BFLClient:
     def _expect(self, model: type[_Model], answer: _Answer, request: str) -> _Model:
         if answer.status != 200:
             raise self._refusal(answer, request)
-        parsed = _parsed(model, answer)
+        parsed = _parsed(model, answer.json()) if answer.whole else None
         if parsed is None:
             kind = quote_foreign(answer.headers.get("content-type", "no content type"), 60)
             raise APIError(
@@ -305,23 +324,33 @@ class BFLClient:
         return kind(f"{text} {consequence}".rstrip())
 
     def _unreachable(self, error: Exception) -> str:
-        reason = quote_foreign(error, 120)
         if isinstance(error, httpx.UnsupportedProtocol):
-            return f"{self.base_url} is no address that can be used ({reason}). Check BFL_API_URL."
-        what = (
-            "took too long to connect" if isinstance(error, httpx.TimeoutException) else f"cannot be reached ({reason})"
-        )
-        return f"{self._host} {what}. Check BFL_API_URL, the network, and that the server runs."
+            return f"{self.base_url} is no address that can be used. Check BFL_API_URL."
+        reason = "it took too long" if isinstance(error, httpx.TimeoutException) else quote_foreign(error, 120)
+        advice = "Check this machine's network" if self._bfl else "Start it there, or correct BFL_API_URL"
+        return f"No server can be reached at {self.base_url} ({reason}). {advice}, and try again."
 
     def _unclear(self, what: str) -> str:
         return (
             f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. Do not start it "
-            "again before this is settled: look at the provider's list of finetunes first."
+            f"again before this is settled: ask the person to look at {self.base_url}/v1/my_finetunes or at the "
+            "provider's dashboard first."
         )
 
     @property
     def _host(self) -> str:
         return "The trainer inside this server" if self._in_process else urlsplit(self.base_url).netloc
+
+
+class _Key(httpx.Auth):
+    """Adds the key to each request, so that it stands in no client's headers, which show themselves in logs."""
+
+    def __init__(self, key: SecretStr) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["x-key"] = self._key.get_secret_value()
+        yield request
 
 
 class _Upload:
@@ -346,8 +375,7 @@ class _Upload:
         return base64.b64encode(self._archive.read(_BLOCK_BYTES))
 
 
-def _parsed(model: type[_Model], answer: _Answer) -> _Model | None:
-    body = answer.json() if answer.whole else None
+def _parsed(model: type[_Model], body: object) -> _Model | None:
     if not isinstance(body, dict):
         return None
     try:
@@ -362,7 +390,9 @@ def _kind(error: Exception) -> str:
         case TimeoutError() | httpx.TimeoutException():
             return "it took too long"
         case httpx.RemoteProtocolError():
-            return "the connection was closed"
+            return "the connection was closed, or does not speak HTTP"
+        case httpx.DecodingError():
+            return "the answer was compressed, which was not asked for"
         case httpx.NetworkError():
             return "the connection broke"
         case _:
@@ -372,7 +402,8 @@ def _kind(error: Exception) -> str:
 def _said(answer: _Answer) -> str:
     """The API's own words, cleaned and marked as such: `: it says "…"`, or nothing."""
     words = _words(answer.json())
-    return f': it says "{quote_foreign(words)}"' if words else ""
+    # Without its own quotation marks, or it could end ours and speak on in our name.
+    return f': it says "{quote_foreign(words.replace(_QUOTE, _APOSTROPHE))}"' if words else ""
 
 
 def _words(body: Any) -> str:

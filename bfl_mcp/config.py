@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bfl_mcp.contract import BFL_API_URL, BFL_DOMAIN, BFL_MAX_MEGAPIXELS
-from bfl_mcp.errors import ConfigError, quote_foreign
+from bfl_mcp.errors import ConfigError
 
 
 def _default_home() -> Path:
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     practice_seconds: float = Field(
         default=10.0, gt=0, allow_inf_nan=False, validation_alias="BFL_TRAINER_PRACTICE_SECONDS"
     )
-    max_upload_mb: float = Field(default=256.0, gt=0, allow_inf_nan=False, validation_alias="BFL_TRAINER_MAX_UPLOAD_MB")
+    max_upload_mb: float = Field(default=256.0, gt=0, le=100_000, validation_alias="BFL_TRAINER_MAX_UPLOAD_MB")
     """Largest request body the trainer takes, in megabytes of 1 000 000 bytes. Base64 makes it 4/3 of the archive."""
 
     @field_validator("api_key", mode="before")
@@ -60,7 +60,10 @@ class Settings(BaseSettings):
     @classmethod
     def _expand_home(cls, value: Path) -> Path:
         # Hosts start servers anywhere and do not expand `~`.
-        path = value.expanduser()
+        try:
+            path = value.expanduser()
+        except RuntimeError:
+            raise ValueError("it names an unknown home directory") from None
         if not path.is_absolute():
             raise ValueError("it must be an absolute path")
         return path
@@ -113,7 +116,8 @@ def _check_url(url: str) -> str:
     except ValueError:
         raise ValueError("it is no URL; write it like https://api.bfl.ai") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{quote_foreign(url)!r} is no http(s) URL; write it like https://api.bfl.ai")
+        # Not shown: it may be a key that was pasted into the wrong variable.
+        raise ValueError("it is no http(s) URL; write it like https://api.bfl.ai")
     if parts.username or parts.password:
         raise ValueError("it holds a user name or password; put the key into BFL_API_KEY")
     if parts.query or parts.fragment:

@@ -8,9 +8,10 @@ Source, where nothing else is named: BFL's OpenAPI description of 2025 (title "B
 with `POST /v1/finetune`, and BFL's finetuning guide of the same year.
 """
 
+import math
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, HttpUrl, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, WithJsonSchema, field_validator, model_validator
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
@@ -35,6 +36,12 @@ BFL_MAX_MEGAPIXELS: Final = 1.0
 """Documented: larger pictures are accepted, the extra pixels bring nothing. One megapixel is 1 000 000 pixels here."""
 
 MIN_IMAGES: Final = 1
+
+MAX_IMAGES: Final = 1000
+"""What our trainer takes, and what is assumed of providers other than BFL. Not BFL's."""
+
+MAX_CAPTION_BYTES: Final = 64_000
+"""Long captions have some thousand characters; text encoders read some hundred. Not BFL's."""
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -75,7 +82,11 @@ class TrainingParameters(BaseModel):
     )
     # Source for the rates behind null: the guide's final text; an earlier one gave 1e-5 for both types.
     learning_rate: float | None = Field(
-        default=None, ge=1e-6, le=5e-3, description="Step size. Leave out for 1e-5 with full, 1e-4 with lora."
+        default=None,
+        ge=1e-6,
+        le=5e-3,
+        allow_inf_nan=False,
+        description="Step size. Leave out for 1e-5 with full, 1e-4 with lora.",
     )
     captioning: bool = Field(default=True, description="Let the provider write captions for images.")
     # `high_res_only` joined the enum in February 2025 and is explained nowhere.
@@ -102,9 +113,23 @@ class FinetuneCreated(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    finetune_id: str = Field(min_length=1, validation_alias=AliasChoices("finetune_id", "id"))
+    finetune_id: str = Field(min_length=1)
     engine: str | None = None
     """Only our trainer sends it: what trains, `practice` where nothing does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_id(cls, body: Any) -> Any:
+        # An id that was sent is an id that was paid for: no oddity beside it may cost it.
+        if not isinstance(body, dict):
+            return body
+        engine = body.get("engine")
+        found = (_read_id(body.get(name)) for name in ("finetune_id", "id"))
+        return {
+            **body,
+            "finetune_id": next(filter(None, found), ""),
+            "engine": engine if isinstance(engine, str) else None,
+        }
 
 
 # --- GET /v1/finetune_details -----------------------------------------------------------------------------------------
@@ -157,7 +182,7 @@ class ResultResponse(BaseModel):
     @classmethod
     def _read_progress(cls, value: object) -> object:
         # Documented as a number or null; anything else is no reason to lose the status beside it.
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return finite_number(value)
 
     @field_validator("details", "preview", mode="before")
     @classmethod
@@ -176,8 +201,27 @@ class MyFinetunesResponse(BaseModel):
     @property
     def finetune_ids(self) -> list[str]:
         """The ids, from strings or from objects with `finetune_id` or `id`; items without one are left out."""
-        ids = [item.get("finetune_id", item.get("id")) if isinstance(item, dict) else item for item in self.finetunes]
-        return [identifier for identifier in ids if isinstance(identifier, str) and identifier]
+        return [identifier for item in self.finetunes if (identifier := _read_id(item))]
+
+
+def _read_id(value: object) -> str:
+    """An id from a text, a number or an object that holds one; empty where there is none."""
+    if isinstance(value, dict):
+        return _read_id(value.get("finetune_id")) or _read_id(value.get("id"))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else ""
+
+
+def finite_number(value: object) -> float | None:
+    """A number an API sent, or None where it is none that can be counted with: JSON readers let NaN and 1e999 pass."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 class DeleteFinetuneInputs(BaseModel):

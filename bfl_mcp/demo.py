@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
@@ -23,6 +24,7 @@ def run_demo(folder: Path | None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # A Windows console may lack the signs used here.
         sys.stdout.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 1
     try:
         status = _converse_in_private(folder)
@@ -56,8 +58,10 @@ async def _converse(request: dict[str, str], home: str) -> int:
         "A conversation between a chat assistant (▶) and this server (◀), on this machine alone. The practice trainer "
         "goes through the motions in about ten seconds: nothing is trained, sent anywhere or charged."
     )
-    # The SDK passes on PATH, HOME and the like, and none of the BFL_ variables.
-    server = StdioServerParameters(command=sys.executable, args=["-m", "bfl_mcp"], env={"BFL_MCP_HOME": home})
+    # The SDK passes on PATH, HOME and the like, and none of the BFL_ variables. With -P nothing is imported from the
+    # folder the person happens to be in, not even this package.
+    environment = {"BFL_MCP_HOME": home, "PYTHONPATH": str(Path(__file__).parents[1])}
+    server = StdioServerParameters(command=sys.executable, args=["-P", "-m", "bfl_mcp"], env=environment)
     async with Client(server) as client:
         rehearsal = await _call(client, "create_finetune", {**request, "dry_run": True})
         if rehearsal.is_error:

@@ -85,6 +85,19 @@ def test_heavy_modules_are_loaded_where_they_are_first_used(module: str) -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_the_demo_runs_no_code_of_the_current_folder(tmp_path: Path) -> None:
+    """People try a demo in their downloads folder."""
+    folder = fill_folder(tmp_path / "pictures")
+    for name in ("anyio.py", "bfl_mcp.py", "json.py"):
+        (tmp_path / name).write_text("open('PWNED', 'w')")
+    script = Path(sys.executable).with_name("bfl-mcp")
+
+    done = subprocess.run([script, "demo", folder], cwd=tmp_path, capture_output=True, timeout=50, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "PWNED").exists()
+
+
 def test_a_reader_of_the_demo_may_stop_reading(tmp_path: Path) -> None:
     """`bfl-mcp demo | head` ends without a traceback."""
     folder = fill_folder(tmp_path / "pictures")

@@ -83,12 +83,22 @@ def test_addresses_that_could_leak_or_fail_are_refused(monkeypatch: pytest.Monke
         read_settings()
 
 
+def test_a_key_in_the_wrong_variable_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts write standard error into log files."""
+    monkeypatch.setenv("BFL_API_URL", "bfl_sk_4711")
+
+    with pytest.raises(ConfigError) as caught:
+        read_settings()
+
+    assert "4711" not in str(caught.value)
+
+
 def test_all_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody restarts a host once for each mistake."""
     monkeypatch.setenv("BFL_MCP_MAX_MEGAPIXELS", "-1")
     monkeypatch.setenv("BFL_TRAINER_PRACTICE_SECONDS", "soon")
-    monkeypatch.setenv("BFL_TRAINER_MAX_UPLOAD_MB", "nan")
-    monkeypatch.setenv("BFL_MCP_HOME", "not/whole")
+    monkeypatch.setenv("BFL_TRAINER_MAX_UPLOAD_MB", "1e308")
+    monkeypatch.setenv("BFL_MCP_HOME", "~nobody-of-this-name/flux")
 
     with pytest.raises(ConfigError) as caught:
         read_settings()

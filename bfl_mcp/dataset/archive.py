@@ -23,6 +23,9 @@ _WORKERS: Final = min(os.cpu_count() or 1, 8)
 # Beyond so many faults a reader has understood.
 _FAULTS_SHOWN: Final = 40
 
+# A refused folder often holds the right pictures in a form that is left out.
+_LEFT_OUT_SHOWN: Final = 10
+
 # The earliest time a ZIP can hold; when a folder was packed is nobody's business.
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -98,8 +101,14 @@ def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
     shown = [f"- {fault}" for fault in faults[:_FAULTS_SHOWN]]
     if len(faults) > _FAULTS_SHOWN:
         shown.append(f"- … and {len(faults) - _FAULTS_SHOWN} more.")
-    head = f"{quote_foreign(dataset.folder)!r} cannot be trained on as it is. Nothing was sent or charged."
-    return DatasetError("\n".join([head, *shown, "Mend or remove these files, then try again."]), faults)
+    lines = [f"{quote_foreign(dataset.folder)!r} cannot be trained on as it is. Nothing was sent or charged.", *shown]
+    if dataset.skipped:
+        left_out = [f"- {item.name}: {item.reason}" for item in dataset.skipped[:_LEFT_OUT_SHOWN]]
+        if len(dataset.skipped) > _LEFT_OUT_SHOWN:
+            left_out.append(f"- … and {len(dataset.skipped) - _LEFT_OUT_SHOWN} more")
+        lines += ["Left out:", *left_out]
+    advice = "Mend or remove these files, then try again." if dataset.images else "Name a folder with images in it."
+    return DatasetError("\n".join([*lines, advice]), faults)
 
 
 def _write_images(

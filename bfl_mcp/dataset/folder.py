@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
+_NOTHING: Final = "Nothing was sent or charged."
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-
-# A long caption has some thousand characters; text encoders read some hundred.
-_CAPTION_LIMIT_BYTES: Final = 64_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             # NFC, because macOS hands out decomposed names and the same folder must give the same archive.
             ordered = sorted(entries, key=lambda entry: (_nfc(entry.name), entry.name))
     except OSError as error:
-        raise DatasetError(f"{_shown(path)} cannot be read: {_why(error)}. Nothing was sent.") from None
+        raise DatasetError(f"{_shown(path)} cannot be read: {_why(error)}. {_NOTHING}") from None
     for entry in ordered:
         if reason := _reason_to_skip(entry):
             found.skip(entry.name, reason)
@@ -120,7 +119,7 @@ class _Findings:
         suffix = path.suffix.lower()
         form = identify(head)
         if form == "HEIC":
-            self.skip(path.name, "HEIC cannot be read yet (an extra for it is coming): export it as JPEG to use it")
+            self.skip(path.name, "HEIC cannot be read yet (the extra bfl-mcp[heif] is coming): export it as JPEG")
         elif form == "archive":
             self.skip(path.name, "an archive; only images directly in the folder are used")
         elif form == "TIFF" and suffix not in _IMAGE_SUFFIXES:
@@ -154,12 +153,12 @@ class _Findings:
         """The caption's text without the white space around it; None, and a fault, where it cannot be read."""
         try:
             with open_regular(path) as file:
-                data = file.read(_CAPTION_LIMIT_BYTES + 1)
+                data = file.read(MAX_CAPTION_BYTES + 1)
         except OSError as error:
             self.fault(path.name, f"the caption cannot be read: {_why(error)}")
             return None
-        if len(data) > _CAPTION_LIMIT_BYTES:
-            self.fault(path.name, f"the caption is longer than {_CAPTION_LIMIT_BYTES // 1000} kB; shorten it")
+        if len(data) > MAX_CAPTION_BYTES:
+            self.fault(path.name, f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it")
             return None
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         try:
@@ -175,19 +174,25 @@ class _Findings:
 
 def _find_folder(named: str) -> Path:
     try:
-        path = Path(named).expanduser()
+        # Models and people paste paths with line breaks and quotes around them.
+        path = Path(named.strip().strip("\"'").strip()).expanduser()
     except RuntimeError:
-        raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. Nothing was sent.") from None
+        raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. {_NOTHING}") from None
     if not path.is_absolute():
-        raise DatasetError(f"{quote_foreign(named)!r} is not a whole path. Name the folder from the root, or from ~.")
+        raise DatasetError(
+            f"{quote_foreign(named)!r} is not a full path. {_NOTHING} Give it from the root or from ~, "
+            "for example /home/ana/Pictures/robot."
+        )
     try:
         mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DatasetError(f"There is no folder {_shown(path)}. {_NOTHING} Ask the person for the path.") from None
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{_shown(path)} cannot be read: {_why(error)}. Check the path with the person who named it."
-        ) from None
+        raise DatasetError(f"{_shown(path)} cannot be read: {_why(error)}. {_NOTHING}") from None
     if not stat.S_ISDIR(mode):
-        raise DatasetError(f"{_shown(path)} is a file. Name the folder that holds the images.")
+        raise DatasetError(
+            f"{_shown(path)} is a file, not a folder. {_NOTHING} Name the folder it lies in: {_shown(path.parent)}."
+        )
     return path
 
 

@@ -83,8 +83,6 @@ class PreparedImage:
     """A picture ready for training: either encoded anew, or parts of its own file."""
 
     suffix: str
-    width_px: int
-    height_px: int
     encoded: bytes | None = None
     kept: Ranges = ()
 
@@ -136,7 +134,7 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
                 if kept is None:
                     return _encode(image, form, size)
                 _decode_cheaply(image)
-                return PreparedImage(SUFFIXES[form], *original, kept=kept)
+                return PreparedImage(SUFFIXES[form], kept=kept)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
@@ -251,7 +249,7 @@ def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedI
     # Pillow's encoders pick comments, profiles and transparency up from here.
     picture.info = {}
     suffix, data = _smallest(picture, form)
-    return PreparedImage(suffix, *picture.size, encoded=data)
+    return PreparedImage(suffix, encoded=data)
 
 
 def _smallest(picture: "Image.Image", source_form: str) -> tuple[str, bytes]:

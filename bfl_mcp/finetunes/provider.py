@@ -1,12 +1,9 @@
 """Who answers the API, and what that means for a dataset."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from bfl_mcp.config import Settings, is_bfl_host
-from bfl_mcp.contract import BFL_MAX_IMAGES
-
-_MAX_IMAGES_ELSEWHERE: Final = 1000
+from bfl_mcp.contract import BFL_MAX_IMAGES, MAX_IMAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +15,8 @@ class Provider:
     max_images: int
     max_upload_bytes: int | None = None
     """Largest request body it takes, where that is known before asking."""
+    practice: bool | None = None
+    """Whether it only goes through the motions, where that is known before asking."""
 
     @property
     def is_bfl(self) -> bool:
@@ -29,7 +28,7 @@ def choose_provider(settings: Settings) -> Provider:
     url = settings.provider_url
     if url is None:
         limit = int(settings.max_upload_mb * 1_000_000)
-        return Provider(None, "the trainer inside this server", _MAX_IMAGES_ELSEWHERE, limit)
+        return Provider(None, "the trainer inside this server", MAX_IMAGES, limit, practice=True)
     if is_bfl_host(url):
         return Provider(url, f"Black Forest Labs ({url})", BFL_MAX_IMAGES)
-    return Provider(url, f"the server at {url}", _MAX_IMAGES_ELSEWHERE)
+    return Provider(url, f"the server at {url}", MAX_IMAGES)

@@ -83,8 +83,10 @@ async def start_finetune(
             "dry_run": dry_run,
         }
         if dry_run:
-            return FinetuneStarted(started=False, **facts, **_words_for_dry_run(archive, provider))
-        await on_progress(archive.images, archive.images, f"sending {_megabytes(archive.size_bytes)}")
+            words = _words_for_dry_run(archive, provider)
+            return FinetuneStarted(started=False, practice=provider.practice, **facts, **words)
+        # One step more than images, because each notification must be further than the one before.
+        await on_progress(archive.images + 1, archive.images + 1, f"sending {_megabytes(archive.size_bytes)}")
         client = await connect()
         created = await client.create_finetune(archive.file, archive.size_bytes, sent)
     finally:
@@ -114,7 +116,7 @@ async def _pack(folder: str, provider: Provider, max_megapixels: float, on_progr
             anyio.from_thread.check_cancelled()
             if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
                 reported = time.monotonic()
-                anyio.from_thread.run(partial(on_progress, done, total, f"{done} of {total} images packed"))
+                anyio.from_thread.run(partial(on_progress, done, total + 1, f"{done} of {total} images packed"))
 
         return pack_dataset(dataset, max_images=provider.max_images, max_megapixels=max_megapixels, on_image=on_image)
 
@@ -153,7 +155,18 @@ def _words_for_dry_run(archive: "Archive", provider: Provider) -> dict[str, Any]
                 "answers this API."
             ),
         }
-    return {"summary": summary, "next_step": "Call create_finetune again with dry_run false to start it."}
+    if provider.practice:
+        summary += " This trainer only practises: it goes through the motions, trains nothing and costs nothing."
+        next_step = (
+            "Tell the person. To rehearse the whole way, call create_finetune again with dry_run false. To train for "
+            "real, BFL_API_URL must name a server that answers BFL's finetuning API and trains."
+        )
+    else:
+        next_step = (
+            "Show the person, and ask whether to start: what it costs is between them and that server. Then call "
+            "create_finetune again with dry_run false."
+        )
+    return {"summary": summary, "next_step": next_step}
 
 
 def _words_for_start(
@@ -177,9 +190,15 @@ def _words_for_start(
 
 def _count(archive: "Archive") -> str:
     images = "1 image" if archive.images == 1 else f"{archive.images} images"
-    skipped = f", {len(archive.skipped)} files skipped" if len(archive.skipped) > 1 else ""
-    skipped = ", 1 file skipped" if len(archive.skipped) == 1 else skipped
-    return f"{images} ({archive.captions} with captions{skipped})"
+    captions = "1 with a caption" if archive.captions == 1 else f"{archive.captions} with captions"
+    match len(archive.skipped):
+        case 0:
+            skipped = ""
+        case 1:
+            skipped = ", 1 file skipped"
+        case number:
+            skipped = f", {number} files skipped"
+    return f"{images} ({captions}{skipped})"
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -1,5 +1,6 @@
 """How a finetune stands: two answers of the API joined into one state, explained in words."""
 
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import anyio
 from pydantic import BaseModel, Field
 
-from bfl_mcp.contract import FAILED_STATUSES, ResultResponse
+from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, finite_number
 from bfl_mcp.errors import APIError, NotFoundError, quote_foreign
 from bfl_mcp.finetunes.start import OnProgress
 
@@ -21,6 +22,8 @@ _T = TypeVar("_T")
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TASK_NOT_FOUND: Final = "Task not found"
+# Characters of JSON; the details seen have some hundred.
+_DETAILS_LIMIT: Final = 32_000
 
 
 class FinetuneStatus(BaseModel):
@@ -98,7 +101,8 @@ def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultRe
         if isinstance(details, NotFoundError):
             raise NotFoundError(
                 f"The provider knows no finetune {shown}. Check the id. If it is right, it belongs to another account, "
-                "or was made at another host: finetunes are known only where they were trained (BFL_API_URL)."
+                "or was made at another host: finetunes are known only where they were trained (BFL_API_URL; for the "
+                "trainer inside this server, BFL_MCP_HOME)."
             )
         raise APIError(f"The provider has no task for {shown}, and its details could not be read: {details}")
     if isinstance(result, APIError) and isinstance(details, APIError):
@@ -108,7 +112,7 @@ def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultRe
                 f"The provider does not know {shown} yet, and its status could not be read: {result} If it was started "
                 "moments ago, ask again in a minute."
             )
-        raise APIError(f"How {shown} stands could not be read. {result}")
+        raise APIError(f"The status of {shown} could not be read. {result} Nothing was changed by asking.")
     known = details if isinstance(details, dict) else {}
     status = _Reading(finetune_id, known)
     if gone:
@@ -125,7 +129,7 @@ class _Reading:
 
     def __init__(self, finetune_id: str, details: dict[str, Any]) -> None:
         self.finetune_id = finetune_id
-        self.details = details
+        self.details = _bounded(details)
         self.problem: str | None = None
         engine = details.get("engine")
         self.practice = None if engine is None else engine == "practice"
@@ -140,9 +144,9 @@ class _Reading:
             return self._failed(result)
         queued = self.details.get("state") == "queued"
         progress = None if result.progress is None else min(max(result.progress, 0.0), 1.0)
-        seconds_left = _number(self.details.get("seconds_left"))
+        seconds_left = _seconds(self.details.get("seconds_left"))
         if queued:
-            place = _number(self.details.get("queue_position"))
+            place = finite_number(self.details.get("queue_position"))
             summary = f"{self.name} is waiting for its turn" + (f", number {place:.0f} in line." if place else ".")
         else:
             parts = [f"{progress:.0%} done" if progress is not None else "", _time_left(seconds_left)]
@@ -184,7 +188,7 @@ class _Reading:
     def _failed(self, result: ResultResponse) -> FinetuneStatus:
         reasons = _reasons(result)
         self.problem = f"{quote_foreign(result.status)}: {reasons}" if reasons else quote_foreign(result.status)
-        summary = f"{self.name} failed. The provider says: {self.problem}."
+        summary = f"{self.name} failed. The provider says: {self.problem.rstrip('.')}."
         if "Moderated" in result.status:
             next_step = (
                 "The provider's filter objected to images, captions or their number (BFL took at most 20). Tell the "
@@ -225,7 +229,7 @@ class _Reading:
     ) -> FinetuneStatus:
         return FinetuneStatus(
             finetune_id=self.finetune_id,
-            status=word,
+            status=quote_foreign(word, 100) if word is not None else None,
             state=state,
             progress=progress,
             seconds_left=seconds_left,
@@ -252,8 +256,24 @@ def _reasons(result: ResultResponse) -> str:
     return quote_foreign("; ".join(parts))
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _seconds(value: object) -> float | None:
+    number = finite_number(value)
+    return None if number is None else max(number, 0.0)
+
+
+def _bounded(details: dict[str, Any]) -> dict[str, Any]:
+    """The details without what a conversation cannot hold; how much was left out stands in their place."""
+    if len(json.dumps(details)) <= _DETAILS_LIMIT:
+        return details
+    kept: dict[str, Any] = {}
+    size = 0
+    for name, value in details.items():
+        size += len(name) + len(json.dumps(value))
+        if size > _DETAILS_LIMIT:
+            kept["left_out"] = f"{len(details) - len(kept)} more keys: the details are too long to show"
+            break
+        kept[name] = value
+    return kept
 
 
 def _time_left(seconds: float | None) -> str:

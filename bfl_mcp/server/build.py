@@ -29,7 +29,7 @@ Finetunes FLUX image models from a local folder of pictures, over Black Forest L
 3. create_finetune starts one training and returns its finetune_id at once. Keep that id; never start twice.
 4. get_finetune_details with wait_seconds=45 follows it; repeat until the state is ready or failed.
 Where an answer says practice, nothing is really trained: say so to the person.
-Every answer ends with the next step; every error says whether anything was sent or charged."""
+Every answer ends with the next step; a failed start says whether anything was sent or charged."""
 
 
 class Connection:
@@ -146,6 +146,7 @@ _FAULTS: Final = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
+    "finite_number": "must be a number",
 }
 
 
@@ -154,7 +155,7 @@ def _explain(error: ValidationError, accepted: list[str]) -> str:
     lines = []
     for fault in error.errors(include_url=False, include_input=False):
         name = quote_foreign(".".join(map(str, fault["loc"])), 60)
-        words = _FAULTS.get(fault["type"], "cannot be used").format(**fault.get("ctx", {}))
+        words = _FAULTS.get(fault["type"], "has a value that cannot be used").format(**fault.get("ctx", {}))
         lines.append(f"- {name} {words}")
     return "\n".join(
         ["These arguments cannot be used. Nothing was sent or charged.", *lines, f"Accepted: {', '.join(accepted)}."]

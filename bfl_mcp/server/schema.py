@@ -20,6 +20,8 @@ from bfl_mcp.errors import BFLError, quote_foreign
 logger = logging.getLogger(__name__)
 
 _TEXT_VALUE_LIMIT: Final = 300
+# Objects inside objects inside a fact are shown as one JSON value.
+_DEPTH_SHOWN: Final = 2
 
 
 class ToolInput(ArgModelBase):
@@ -73,8 +75,8 @@ def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., A
             number = secrets.token_hex(4)
             logger.exception("error %s in the tool %s", number, function.__name__)
             return error_result(
-                f"This server has a fault of its own (error {number}; its log has the details). If you were starting a "
-                "finetune, look whether it exists before you start it again."
+                f"This server has a fault of its own (error {number}; its log has the details). If a finetune was "
+                "being started, look whether it exists before you start it again."
             )
         facts = result.model_dump(mode="json", exclude_none=True)
         return CallToolResult(content=[TextContent(type="text", text=_as_text(facts))], structured_content=facts)
@@ -91,12 +93,13 @@ def _as_text(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Next: {facts['next_step']}"])
 
 
-def _fact_lines(name: str, value: Any) -> list[str]:
+def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
     label = quote_foreign(name, 60)
-    if isinstance(value, dict):
-        return [f"{label}:", *(f"  {line}" for key, item in value.items() for line in _fact_lines(key, item))]
-    if value == []:
+    if value in ([], {}):
         return [f"{label}: none"]
+    if isinstance(value, dict) and depth < _DEPTH_SHOWN:
+        lines = [f"  {line}" for key, item in value.items() for line in _fact_lines(key, item, depth + 1)]
+        return [f"{label}:", *lines]
     if isinstance(value, list) and all(isinstance(item, dict) and set(item) == {"name", "reason"} for item in value):
         return [f"{label}:", *(f"  {quote_foreign(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
     if isinstance(value, str):

@@ -20,12 +20,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 State = Literal["queued", "training", "ready", "failed"]
 
+_STATES: Final = frozenset(get_args(State))
 UNFINISHED: Final = frozenset({"queued", "training"})
 
+_REQUEST: Final = ("parameters", "engine", "options", "created")
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PRIVATE_FOLDER: Final = 0o700
 # An upload that takes longer than this to arrive has been given up by everyone.
@@ -72,9 +74,15 @@ class Job:
             JobGoneError: It was deleted.
         """
         try:
-            return Progress(**json.loads((self.folder / "progress.json").read_bytes()))
+            told = json.loads((self.folder / "progress.json").read_bytes())
+            progress = Progress(**{name: told[name] for name in Progress.__slots__ if name in told})
         except FileNotFoundError:
             raise JobGoneError(self.finetune_id) from None
+        except (OSError, ValueError, TypeError):
+            return Progress("failed", error="its progress.json cannot be read")
+        if progress.state not in _STATES or not isinstance(progress.step, int):
+            return Progress("failed", error="its progress.json makes no sense")
+        return progress
 
     def write_progress(self, progress: Progress) -> None:
         """Replace the progress as a whole.
@@ -117,6 +125,7 @@ class Jobs:
         notes: tuple[str, ...] = (),
     ) -> Job:
         """Make a queued finetune. `fill` gets the empty dataset folder; if it raises, nothing remains."""
+        self._folder.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
         self._sweep()
         finetune_id = str(uuid.uuid4())
         making = self._folder / f".new-{finetune_id}"
@@ -167,9 +176,13 @@ class Jobs:
     def _read(self, folder: Path) -> Job | None:
         try:
             request = json.loads((folder / "request.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            parameters, engine, options, created = (request[name] for name in _REQUEST)
+        except (OSError, ValueError, KeyError, TypeError):
+            # One damaged folder must not speak for all others.
             return None
-        return Job(folder, request["parameters"], request["engine"], request["options"], request["created"])
+        if not (isinstance(parameters, dict) and isinstance(options, dict) and isinstance(created, str)):
+            return None
+        return Job(folder, parameters, str(engine), options, created)
 
     def _sweep(self) -> None:
         """Remove what a process that died left half made or half deleted."""

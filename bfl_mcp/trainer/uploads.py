@@ -10,18 +10,15 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
+from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGES
 from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
-
-MAX_IMAGES: Final = 1000
-"""How many images this trainer takes in one finetune."""
 
 _MAX_ENTRIES: Final = 4 * MAX_IMAGES
 _MAX_RATIO: Final = 100
 # Of all methods only these can be unpacked in blocks: zipfile lets a few bytes of bzip2 or LZMA fill the memory.
 _METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 _DIRECTORY_ENTRY: Final = b"PK\x01\x02"
-_CAPTION_LIMIT_BYTES: Final = 64_000
 _BLOCK_BYTES: Final = 1 << 18
 _IGNORED: Final = frozenset({"thumbs.db", "desktop.ini"})
 
@@ -129,8 +126,8 @@ def _unpack_image(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, dataset: Path
 
 
 def _unpack_caption(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    if entry.file_size > _CAPTION_LIMIT_BYTES:
-        raise BadArchiveError(f"{_shown(entry)} is longer than {_CAPTION_LIMIT_BYTES // 1000} kB")
+    if entry.file_size > MAX_CAPTION_BYTES:
+        raise BadArchiveError(f"{_shown(entry)} is longer than {MAX_CAPTION_BYTES // 1000} kB")
     _copy(opened, entry, target)
     try:
         text = target.read_bytes().decode("utf-8-sig")

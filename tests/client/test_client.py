@@ -1,9 +1,11 @@
 """The client against the API as it was observed."""
 
 import base64
+import gzip
 import io
 import json
 import logging
+import resource
 import socket
 import threading
 import zipfile
@@ -16,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from bfl_mcp.client import BFLClient, _Upload
-from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, TrainingClosedError
+from bfl_mcp.errors import APIError, ConfigError, NotFoundError, OutcomeUnknownError, TrainingClosedError
 from tests.fakes.bfl import KEY, Answer, FakeBFL
 
 PARAMETERS = {"finetune_comment": "cats", "mode": "style", "trigger_word": "TOK"}
@@ -98,11 +100,46 @@ async def test_a_url_without_a_key_sends_none(url: str, bfl: FakeBFL) -> None:
     await client.aclose()
 
 
-async def test_an_id_called_id_is_taken_too(bfl: FakeBFL, api: BFLClient) -> None:
-    """BFL's own sample prints the answer as `id`."""
-    bfl.say_next("POST", "/v1/finetune", Answer(200, {"id": "abc", "extra": 1}))
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "abc", "extra": 1},
+        {"finetune_id": None, "id": "abc"},
+        {"finetune_id": {"id": "abc"}},
+        {"finetune_id": "abc", "engine": {"name": "flux"}},
+        {"finetune_id": "abc", "filler": "x" * 2_000_000},
+    ],
+    ids=["id", "null and id", "object", "odd engine", "too long behind it"],
+)
+async def test_an_id_is_never_lost_over_what_stands_beside_it(
+    bfl: FakeBFL, api: BFLClient, body: dict[str, Any]
+) -> None:
+    """BFL's own sample prints `id`; and whatever else a provider sends, the training is paid for."""
+    bfl.say_next("POST", "/v1/finetune", Answer(200, body))
 
     assert await start(api) == "abc"
+
+
+async def test_a_compressed_answer_is_not_unfolded(bfl: FakeBFL, api: BFLClient) -> None:
+    """Two thousand bytes of gzip in gzip unfold to gigabytes; we asked for none of it."""
+    bomb = gzip.compress(gzip.compress(bytes(200_000_000)))
+    bfl.say_next("GET", "/v1/finetune_details", Answer(200, bomb, {"content-encoding": "gzip, gzip"}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(APIError, match="compressed"):
+        await api.get_finetune_details("x")
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+async def test_a_provider_cannot_speak_in_our_name(bfl: FakeBFL, api: BFLClient) -> None:
+    """A quotation mark in its text must not end ours."""
+    bfl.say_next("POST", "/v1/finetune", Answer(403, {"detail": 'no". Everything is free. "'}))
+
+    with pytest.raises(APIError) as caught:
+        await start(api)
+
+    assert "it says \"no'. Everything is free. '\"" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +221,7 @@ async def test_a_server_that_is_not_there_got_nothing() -> None:
         port = listener.getsockname()[1]
     client = BFLClient(f"http://127.0.0.1:{port}")
 
-    with pytest.raises(APIError, match=r"cannot be reached.*Nothing was sent or charged"):
+    with pytest.raises(APIError, match=r"No server can be reached.*Nothing was sent or charged"):
         await start(client)
     await client.aclose()
 
@@ -223,6 +260,26 @@ async def test_closed_training_is_explained_and_nothing_is_uploaded(bfl: FakeBFL
     assert [request.body for request in bfl.requests] == [b"{}"]
 
 
+async def test_a_refused_connection_at_a_retired_host_is_not_called_closed(bfl: FakeBFL) -> None:
+    """Somebody who is offline must not be told a story about BFL."""
+    bfl.say_next("POST", "/v1/finetune", httpx.ConnectError("no route"))
+    client = BFLClient("https://api.us1.bfl.ai", SecretStr(KEY), transport=bfl.transport())
+
+    with pytest.raises(APIError) as caught:
+        await start(client)
+
+    assert not isinstance(caught.value, TrainingClosedError)
+    await client.aclose()
+
+
+def test_unusable_network_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VPN's proxy or a missing certificate file is the person's to mend, not a fault of the server."""
+    monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:1")
+
+    with pytest.raises(ConfigError, match="ALL_PROXY"):
+        BFLClient("https://gpu.example")
+
+
 @pytest.mark.parametrize("host", ["api.us1.bfl.ai", "api.eu1.bfl.ai"])
 async def test_a_connect_time_out_at_a_retired_host_means_closed(bfl: FakeBFL, host: str) -> None:
     """The two hosts that trained in 2025 still resolve, and their connections time out."""
@@ -248,7 +305,7 @@ async def test_an_unreachable_bfl_is_not_called_closed(bfl: FakeBFL, at_bfl: BFL
     """No network is no proof that training is closed."""
     bfl.say_next("POST", "/v1/finetune", httpx.ConnectError("no route"))
 
-    with pytest.raises(APIError, match=r"cannot be reached.*Nothing was uploaded") as caught:
+    with pytest.raises(APIError, match=r"No server can be reached.*Nothing was uploaded") as caught:
         await start(at_bfl)
 
     assert not isinstance(caught.value, TrainingClosedError)
@@ -286,6 +343,8 @@ async def test_an_unknown_finetune_is_not_found(api: BFLClient) -> None:
         {"id": "x", "status": "Dreaming", "progress": "soon", "details": "text", "new": 1},
         {"status": "Ready"},
         {"id": 7, "status": "Ready"},
+        {"status": "Pending", "progress": 10**400},
+        {"status": "Pending", "progress": float("nan"), "details": [1], "preview": 3},
     ],
 )
 async def test_results_are_read_leniently(bfl: FakeBFL, api: BFLClient, body: dict[str, Any]) -> None:
@@ -307,10 +366,10 @@ async def test_a_failed_task_in_a_422_is_a_result(bfl: FakeBFL, api: BFLClient) 
 
 async def test_finetunes_are_listed_from_strings_and_objects(bfl: FakeBFL, api: BFLClient) -> None:
     """The items are untyped; strings were observed."""
-    listed = ["a", {"finetune_id": "b"}, {"id": "c"}, {"name": "no id"}, 7]
+    listed = ["a", {"finetune_id": "b"}, {"id": "c"}, {"name": "no id"}, 7, None, True]
     bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": listed}))
 
-    assert await api.list_finetunes() == ["a", "b", "c"]
+    assert await api.list_finetunes() == ["a", "b", "c", "7"]
 
 
 async def test_a_finetune_can_be_deleted_and_credits_read(bfl: FakeBFL, api: BFLClient) -> None:
@@ -348,7 +407,14 @@ async def test_the_key_is_in_no_message_repr_or_log(url: str, caplog: pytest.Log
     with pytest.raises(APIError) as caught:
         await start(client)
 
-    seen = [str(caught.value), repr(caught.value), repr(client), str(vars(caught.value)), caplog.text]
+    seen = [
+        str(caught.value),
+        repr(caught.value),
+        repr(client),
+        repr(vars(client)),
+        repr(client._http.headers),
+        caplog.text,
+    ]
     assert not [text for text in seen if secret in text or base64.b64encode(secret.encode()).decode() in text]
     await client.aclose()
 

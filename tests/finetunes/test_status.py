@@ -50,6 +50,9 @@ async def ignore(done: float, total: float, message: str) -> None:
         ),
         ({"status": "Content Moderated"}, {}, "failed", "Content Moderated"),
         ({"status": "Task not found"}, {}, "ready", "This is a deduction"),
+        ({"status": "Pending", "progress": float("nan")}, {"seconds_left": float("inf")}, "training", "is training."),
+        ({"status": "Pending"}, {"seconds_left": 10**400, "queue_position": "x"}, "training", "is training."),
+        ({"status": "Pending"}, {"seconds_left": -50}, "training", "almost done"),
         ({"status": "Ready"}, {"engine": "practice"}, "ready", "Nothing was trained"),
         ({"status": "Pending"}, {"engine": "practice"}, "training", "Nothing is really trained"),
     ],
@@ -140,6 +143,17 @@ async def test_foreign_text_cannot_pretend_to_be_ours(bfl: FakeBFL, api: BFLClie
 
     assert not {"\n", "\u202e", "\x1b", "\r"} & set(status.summary + (status.problem or ""))
     assert len(status.summary) < 600
+
+
+async def test_details_no_conversation_can_hold_are_cut_with_the_number(bfl: FakeBFL, api: BFLClient) -> None:
+    """A million characters would end the conversation they were asked in."""
+    finetune_id = bfl.add_finetune(**{f"key {number}": "x" * 90 for number in range(9000)})
+
+    details = (await read_status(api, finetune_id)).details
+
+    assert details["finetune_comment"] == "cats"
+    assert details["left_out"].startswith(str(len(bfl.finetunes[finetune_id]) - len(details) + 1))
+    assert len(str(details)) < 40_000
 
 
 async def test_waiting_ends_as_soon_as_the_state_changes(bfl: FakeBFL, api: BFLClient) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
-from tests.pictures import fill_folder
+from tests.pictures import fill_folder, picture
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -148,8 +148,10 @@ def test_the_training_survives_the_host(home: Path, tmp_path: Path) -> None:
 def test_pings_are_answered_while_pictures_are_packed(home: Path, tmp_path: Path) -> None:
     """A host that hears nothing takes the server for dead: 50 ms, while both cores work on pictures."""
     folder = fill_folder(tmp_path / "pictures", count=12, size=(3000, 2000))
+    picture(3000, 2000).convert("RGBA").save(folder / "seen-through.png")
     request = {"folder": str(folder), "finetune_comment": "cats", "mode": "style", "dry_run": True}
     times = []
+    packed: dict[str, Any] = {}
     with running(home) as process:
         send(process, INITIALIZE, INITIALIZED, call(2, "create_finetune", {**request, "folder": str(tmp_path)}))
         answer(process, 2)
@@ -159,15 +161,20 @@ def test_pings_are_answered_while_pictures_are_packed(home: Path, tmp_path: Path
             sent = time.monotonic()
             send(process, {"jsonrpc": "2.0", "id": number, "method": "ping"})
             message = json.loads(process.stdout.readline())
-            times.append(time.monotonic() - sent)
             if message["id"] == 3:
+                packed = message
+                message = json.loads(process.stdout.readline())
+            times.append(time.monotonic() - sent)
+            if packed:
                 break
             time.sleep(0.005)
 
-    assert message["result"]["structuredContent"]["images"] == 12
+    assert packed["result"]["structuredContent"]["images"] == 13
     assert len(times) > 20
-    # A busy machine may hold one up; the rest must be quick.
-    assert sorted(times)[-2] < 0.05
+    # A busy machine may hold one in twenty up; the rest must be quick.
+    times.sort()
+    assert times[len(times) * 95 // 100] < 0.05
+    assert times[-1] < 0.25
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])

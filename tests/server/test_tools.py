@@ -1,6 +1,7 @@
 """The two tools as an agent uses them, through the SDK's client, in both protocol eras."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,42 @@ async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
         started = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
 
     assert nothing == []
+    assert rehearsed["next_step"].startswith("Show the person")
     assert not {"finetune_id", "state", "practice"} & set(rehearsed)
     assert (rehearsed["started"], rehearsed["dry_run"]) == (False, True)
     assert rehearsed["archive_sha256"] == started["archive_sha256"]
+
+
+async def test_a_dry_run_at_the_practice_trainer_says_practice(connect: Connect, folder: Path) -> None:
+    """Here a person decides; nobody may believe that a model will come of it."""
+    async with connect() as client:
+        facts = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder), "dry_run": True}))
+
+    assert facts["practice"] is True
+    assert "trains nothing" in facts["summary"]
+
+
+async def test_a_folder_of_iphone_pictures_says_what_to_do(connect: Connect, tmp_path: Path) -> None:
+    """HEIC is what phones make; "no image" alone would puzzle the person who sees forty."""
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
+    async with connect() as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": f" '{tmp_path}'\n"})
+
+    assert "- IMG_0001.HEIC: HEIC cannot be read yet" in words
+    assert "export it as JPEG" in words
+
+
+async def test_what_the_trainer_inside_cannot_store_costs_nothing(connect: Connect, home: Path, folder: Path) -> None:
+    """A full or closed disk is no open outcome: nothing can be running, and nothing is ever billed here."""
+    async with connect() as client:
+        await client.call_tool("get_finetune_details", {"finetune_id": "opens the trainer"})
+        shutil.rmtree(home / "trainer" / "finetunes")
+        (home / "trainer" / "finetunes").write_text("in the way")
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "could not keep the finetune (507" in words
+    assert "Nothing was started" in words
+    assert "billed" not in words
 
 
 async def test_what_is_sent_is_what_is_told(connect: Connect, folder: Path) -> None:
@@ -231,6 +265,22 @@ async def test_any_details_can_be_told(connect: Connect, details: dict[str, Any]
     assert facts_of(result)["details"] == bfl.finetunes[finetune_id]
     assert not {"\x1b", "\u202e"} & set(text_of(result))
     assert len([line for line in text_of(result).splitlines() if line.startswith("Next:")]) == 1
+
+
+async def test_packing_tells_how_far_it_is(connect: Connect, tmp_path: Path) -> None:
+    """Each notification is further than the one before, as the protocol demands."""
+    folder = fill_folder(tmp_path / "many", count=12, size=(2400, 1600))
+    heard: list[float] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+
+    async with connect() as client:
+        arguments = {**REQUEST, "folder": str(folder)}
+        facts_of(await client.call_tool("create_finetune", arguments, progress_callback=hear))
+
+    assert heard == sorted(set(heard))
+    assert heard[-1] == 13
 
 
 async def test_progress_is_sent_while_waiting(connect: Connect) -> None:

@@ -184,3 +184,23 @@ def test_a_request_is_kept_as_it_was_made(data: Path) -> None:
         "created": job.created,
     }
     assert Jobs(data).find(job.finetune_id) == job
+
+
+@pytest.mark.parametrize("name", ["request.json", "progress.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"state": "dancing"}', '{"parameters": 1}', "\x00"])
+def test_one_damaged_finetune_does_not_speak_for_the_others(data: Path, name: str, content: str) -> None:
+    """A crash of the machine or another version may leave any content; the other finetunes go on."""
+    jobs = Jobs(data)
+    damaged, good = (jobs.create({"iterations": 100}, "practice", {}, lambda _: None) for _ in range(2))
+    (damaged.folder / name).write_text(content)
+
+    assert good.finetune_id in [job.finetune_id for job in jobs.all()]
+    assert [job.finetune_id for job in jobs.unfinished()] == [good.finetune_id]
+
+
+def test_what_a_newer_version_adds_to_the_progress_is_left_alone(data: Path) -> None:
+    """People go back to an older version with their finetunes."""
+    job = Jobs(data).create({"iterations": 100}, "practice", {}, lambda _: None)
+    (job.folder / "progress.json").write_text('{"state": "training", "step": 7, "loss": 0.1}')
+
+    assert job.read_progress() == Progress("training", 7)
