@@ -4,10 +4,17 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bfl_mcp import __version__
+
+if TYPE_CHECKING:
+    from bfl_mcp.server.build import Server
+
+_WIRE_SECONDS_ON_SIGNAL: Final = 2.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,12 +62,25 @@ def _serve() -> int:
     if sys.stdin.isatty():
         hint = "bfl-mcp waits for a chat host on standard input. To see it work, run: bfl-mcp demo. Ctrl-C ends it."
         print(hint, file=sys.stderr)  # noqa: T201
+
+    def leave(number: int, _frame: Any) -> None:
+        # A second signal means at once.
+        if stopping.is_set() or not server.on_the_wire:
+            os._exit(128 + number)
+        stopping.set()
+        threading.Thread(target=_leave_soon, args=(number, server), daemon=True).start()
+
+    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         # The SDK's reader thread would keep the process alive until the host closes its end.
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     server.run("stdio")
     return 0
 
 
-def _leave(number: int, _frame: Any) -> None:
+def _leave_soon(number: int, server: "Server") -> None:
+    """End the process when no start is on the wire any more, or after two seconds: the journal knows of it then."""
+    deadline = time.monotonic() + _WIRE_SECONDS_ON_SIGNAL
+    while server.on_the_wire and time.monotonic() < deadline:
+        time.sleep(0.01)
     os._exit(128 + number)

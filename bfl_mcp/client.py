@@ -21,6 +21,7 @@ from bfl_mcp.config import is_bfl_host, is_loopback
 from bfl_mcp.contract import (
     BFL_RETIRED_HOSTS,
     BFL_TRAINING_CLOSED_ON,
+    TRAINER_HEADER,
     CreditsResponse,
     FinetuneCreated,
     FinetuneDetailResponse,
@@ -53,6 +54,7 @@ _BLOCK_BYTES: Final = 3 << 18
 _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 20.0
 _START_SECONDS: Final = 15 * 60.0
+_OPEN_FOR_SECONDS: Final = 60.0
 
 # The request did not leave this machine.
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -102,7 +104,10 @@ class BFLClient:
         app: Any = None,
     ) -> None:
         self.base_url = base_url
+        self.is_our_trainer = False
+        """Whether the last answer said that it came from the trainer of this project."""
         self._bfl = is_bfl_host(base_url)
+        self._open_until = 0.0
         self._in_process = app is not None
         if app is not None:
             # An exception of the application becomes its 500, as it would over a network.
@@ -139,8 +144,7 @@ class BFLClient:
             OutcomeUnknownError: Everything was sent and no usable answer came back.
             APIError: Refused or unreachable; nothing was started.
         """
-        if self._bfl:
-            await self._probe_training()
+        await self.check_training_is_open()
         upload = _Upload(archive, archive_bytes, parameters)
         try:
             with anyio.fail_after(_START_SECONDS):
@@ -230,8 +234,17 @@ class BFLClient:
         """
         return self._expect(CreditsResponse, await self._read("GET", "/v1/credits"), "GET /v1/credits").credits
 
-    async def _probe_training(self) -> None:
-        """Ask BFL with an empty request, which can start nothing, whether it trains: 422 is yes, 404 is no."""
+    async def check_training_is_open(self) -> None:
+        """Ask BFL with an empty request, which can start nothing, whether it trains: 422 is yes, 404 is no.
+
+        Other hosts are not asked, and an answer holds for a minute.
+
+        Raises:
+            TrainingClosedError: The host is BFL's and does not train.
+            APIError: It refused or could not be reached.
+        """
+        if not self._bfl or anyio.current_time() < self._open_until:
+            return
         try:
             answer = await self._read("POST", "/v1/finetune", json={})
         except APIError as error:
@@ -244,6 +257,7 @@ class BFLClient:
             raise TrainingClosedError(_CLOSED.format(host=self._host, how="answers 404 to POST /v1/finetune"))
         if answer.status != 422:
             raise self._refusal(answer, "POST /v1/finetune", "Nothing was uploaded or charged.")
+        self._open_until = anyio.current_time() + _OPEN_FOR_SECONDS
 
     async def _read(self, method: str, path: str, **options: Any) -> _Answer:
         try:
@@ -265,6 +279,7 @@ class BFLClient:
                 body += block
                 if len(body) > _ANSWER_LIMIT_BYTES:
                     break
+            self.is_our_trainer = TRAINER_HEADER in response.headers
             whole = len(body) <= _ANSWER_LIMIT_BYTES
             return _Answer(response.status_code, response.headers, bytes(body[:_ANSWER_LIMIT_BYTES]), whole)
 

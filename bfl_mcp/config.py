@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -30,6 +30,14 @@ class Settings(BaseSettings):
         default=BFL_MAX_MEGAPIXELS, ge=0, allow_inf_nan=False, validation_alias="BFL_MCP_MAX_MEGAPIXELS"
     )
     """Pictures above it are shrunk; 0 keeps every size."""
+    confirm_spend: Literal["ask", "never"] = Field(default="ask", validation_alias="BFL_MCP_CONFIRM_SPEND")
+    """Whether the person must agree before a start that costs money."""
+    spend_limit_usd: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, validation_alias="BFL_MCP_SPEND_LIMIT_USD"
+    )
+    """The most that starts may cost in any 24 hours, as far as prices are known."""
+    settle_seconds: float = Field(default=120.0, ge=0, allow_inf_nan=False, validation_alias="BFL_MCP_SETTLE_SECONDS")
+    """How long after a start got lost, and with no trace of it at the provider, it may be sent again."""
     practice_seconds: float = Field(
         default=10.0, gt=0, allow_inf_nan=False, validation_alias="BFL_TRAINER_PRACTICE_SECONDS"
     )

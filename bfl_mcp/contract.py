@@ -43,6 +43,11 @@ MAX_IMAGES: Final = 1000
 MAX_CAPTION_BYTES: Final = 64_000
 """Long captions have some thousand characters; text encoders read some hundred. Not BFL's."""
 
+# --- prices -----------------------------------------------------------------------------------------------------------
+
+BFL_TRAINING_PRICES_USD: Final = ((149, 2.0), (500, 4.0), (1000, 6.0))
+"""Most iterations, and the price up to there. Source: BFL's pricing page of 2025, the last one with trainings."""
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 NOT_AUTHENTICATED: Final = "Not authenticated"
@@ -130,6 +135,10 @@ class FinetuneCreated(BaseModel):
             "finetune_id": next(filter(None, found), ""),
             "engine": engine if isinstance(engine, str) else None,
         }
+
+
+TRAINER_HEADER: Final = "x-bfl-mcp-trainer"
+"""Our trainer puts it on every answer, with its version. Not BFL's."""
 
 
 # --- GET /v1/finetune_details -----------------------------------------------------------------------------------------

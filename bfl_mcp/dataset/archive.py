@@ -37,6 +37,8 @@ class Archive:
     file: BinaryIO
     size_bytes: int
     sha256: str
+    pictures_sha256: str
+    """Identity of the images alone, whatever their captions."""
     images: int
     captions: int
     skipped: tuple[Skipped, ...]
@@ -79,7 +81,8 @@ def pack_dataset(
     try:
         # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
         images = dataset.images if count <= 2 * max_images else ()
-        _write_images(file, images, max_megapixels, faults, on_image)
+        pictures = hashlib.sha256()
+        _write_images(file, images, max_megapixels, faults, on_image, pictures.update)
         if faults:
             raise _refusal(dataset, faults)
         size = file.seek(0, os.SEEK_END)
@@ -94,7 +97,7 @@ def pack_dataset(
     except BaseException:
         file.close()
         raise
-    return Archive(file, size, digest, count, dataset.captions, dataset.skipped)
+    return Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
 
 
 def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
@@ -117,13 +120,14 @@ def _write_images(
     max_megapixels: float,
     faults: list[str],
     on_image: Callable[[int], None],
+    on_bytes: Callable[[bytes], None],
 ) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, (image, outcome) in enumerate(_prepare_in_order(images, max_megapixels), start=1):
             try:
                 ready = outcome.result()
                 with ready.source:
-                    _write_image(archive, number, image, ready)
+                    _write_image(archive, number, image, ready, on_bytes)
             except DatasetError as error:
                 faults.append(f"{quote_foreign(image.path.name)}: {error}.")
             on_image(number)
@@ -174,13 +178,21 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _write_image(archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready) -> None:
+def _write_image(
+    archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready, on_bytes: Callable[[bytes], None]
+) -> None:
     name = f"{number:03}"
+    on_bytes(ready.image.suffix.encode())
     with archive.open(_entry(name + ready.image.suffix), "w") as target:
+
+        def write(block: bytes) -> None:
+            target.write(block)
+            on_bytes(block)
+
         if ready.image.encoded is not None:
-            target.write(ready.image.encoded)
+            write(ready.image.encoded)
         for offset, length in ready.image.kept:
-            _copy(ready.source, offset, length, target.write)
+            _copy(ready.source, offset, length, write)
     if _identity(ready.source) != ready.identity:
         raise DatasetError("it changed while it was being read; try again when nothing writes to it")
     if image.caption is not None:

@@ -10,12 +10,16 @@ from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, finite_number
 from bfl_mcp.errors import APIError, NotFoundError, quote_foreign
-from bfl_mcp.finetunes.start import OnProgress
+from bfl_mcp.finetunes.background import OnProgress
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
 
 State = Literal["queued", "training", "ready", "failed", "unknown"]
+"""Ours, beside the API's own word."""
+
+StartState = Literal["sending", "queued", "training", "ready", "failed", "unknown"]
+"""The same, and a start that has no answer yet."""
 _T = TypeVar("_T")
 
 # BFL advises to begin at 0.5-1 s and to back off to 5-10 s.
@@ -29,9 +33,9 @@ _DETAILS_LIMIT: Final = 32_000
 class FinetuneStatus(BaseModel):
     """How a finetune stands."""
 
-    finetune_id: str = Field(description="Id that was asked for.")
+    finetune_id: str | None = Field(default=None, description="Its id; absent while a start has none yet.")
     status: str | None = Field(default=None, description="The API's own word; absent if it gave none.")
-    state: State = Field(description="queued, training, ready, failed or unknown.")
+    state: StartState = Field(description="sending: the start has no answer yet.")
     progress: float | None = Field(default=None, description="Share done, 0-1; absent if not told.")
     seconds_left: float | None = Field(default=None, description="Estimate; absent if not told.")
     details: dict[str, Any] = Field(description="Every key the API gave.")

@@ -13,11 +13,12 @@ from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
 
 from bfl_mcp import __version__
-from bfl_mcp.config import Settings
+from bfl_mcp.config import Settings, is_bfl_host
 from bfl_mcp.errors import ConfigError, quote_foreign
 from bfl_mcp.finetunes.provider import choose_provider
+from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.server.schema import error_result
-from bfl_mcp.server.tools import TOOLS, App
+from bfl_mcp.server.tools import TOOLS, WAITING_FOR_PERSON, App
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient, Transport
@@ -26,42 +27,57 @@ _INSTRUCTIONS = """\
 Finetunes FLUX image models from a local folder of pictures, over Black Forest Labs' finetuning API.
 1. Ask the person for the folder, what it shows (mode) and a trigger word. Never guess a folder.
 2. create_finetune with dry_run=true shows what would be sent. Show the person the result before starting for real.
-3. create_finetune starts one training and returns its finetune_id at once. Keep that id; never start twice.
+3. create_finetune starts one training and returns its finetune_id. Where it costs money it first asks the person, or \
+asks you to ask them. A repeat is not sent again.
 4. get_finetune_details with wait_seconds=45 follows it; repeat until the state is ready or failed.
 Where an answer says practice, nothing is really trained: say so to the person.
 Every answer ends with the next step; a failed start says whether anything was sent or charged."""
 
 
+CONSENT_SECONDS = 600.0
+"""A question that nobody answers for so long is answered with no."""
+
+
 class Connection:
-    """The way to the provider, opened when a tool first needs it: until then no HTTP library is loaded."""
+    """The ways to providers, each opened when first needed: until then no HTTP library is loaded."""
 
     def __init__(self, settings: Settings, transport: "Transport | None" = None) -> None:
         self._settings = settings
         self._transport = transport
-        self._client: BFLClient | None = None
+        self._clients: dict[str, BFLClient] = {}
         self._opening = anyio.Lock()
 
     async def client(self) -> "BFLClient":
-        """The client, opened once."""
-        async with self._opening:
-            if self._client is None:
-                # Importing takes long enough to keep a ping waiting.
-                self._client = await anyio.to_thread.run_sync(self._open)
-            return self._client
+        """The way to the configured provider."""
+        return await self._open(self._settings.provider_url or "")
+
+    async def client_for(self, provider: str) -> "BFLClient | None":
+        """The way to the provider that trained a finetune, empty for the trainer inside this process.
+
+        None where the key must not go: a provider other than the configured one, unless both are BFL's.
+        """
+        configured = self._settings.provider_url or ""
+        both_bfl = is_bfl_host(provider) and is_bfl_host(configured)
+        return await self._open(provider) if provider in ("", configured) or both_bfl else None
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
-    def _open(self) -> "BFLClient":
+    async def _open(self, provider: str) -> "BFLClient":
+        async with self._opening:
+            if provider not in self._clients:
+                # Importing takes long enough to keep a ping waiting.
+                self._clients[provider] = await anyio.to_thread.run_sync(self._make_client, provider)
+            return self._clients[provider]
+
+    def _make_client(self, provider: str) -> "BFLClient":
         from bfl_mcp.client import BFLClient
 
-        settings = self._settings
-        if self._transport is not None or settings.provider_url is not None:
+        if self._transport is not None or provider:
             # A fake that stands in for the embedded trainer needs an address to be asked at.
-            url = settings.provider_url or _EMBEDDED_URL
-            return BFLClient(url, settings.api_key, transport=self._transport)
-        return BFLClient(_EMBEDDED_URL, app=_embedded_app(settings))
+            return BFLClient(provider or _EMBEDDED_URL, self._settings.api_key, transport=self._transport)
+        return BFLClient(_EMBEDDED_URL, app=_embedded_app(self._settings))
 
 
 # Nothing listens there: the request never leaves the process.
@@ -90,6 +106,13 @@ def _embedded_app(settings: Settings) -> Any:
 class Server(MCPServer[App]):
     """The SDK's server, with argument errors in words a model can act on."""
 
+    starts: Starts | None = None
+
+    @property
+    def on_the_wire(self) -> bool:
+        """Whether a start is being sent, which is worth waiting for before the process ends."""
+        return self.starts is not None and self.starts.on_the_wire > 0
+
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
@@ -97,11 +120,18 @@ class Server(MCPServer[App]):
         if name not in tools:
             return error_result(f"There is no tool {quote_foreign(name, 60)!r}. The tools are: {', '.join(tools)}.")
         try:
-            return await super().call_tool(name, arguments, context)
+            with anyio.move_on_after(CONSENT_SECONDS) as waiting_for_person:
+                # The tool lifts the limit once nobody is waited for any more.
+                WAITING_FOR_PERSON.set(waiting_for_person)
+                return await super().call_tool(name, arguments, context)
         except ToolError as error:
             if not isinstance(error.__cause__, ValidationError):
                 raise
             return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
+        return error_result(
+            f"Not started, nothing was sent or charged: the person was asked, and no answer came within "
+            f"{CONSENT_SECONDS / 60:.0f} minutes. Call create_finetune again when they are there."
+        )
 
 
 def build_server(settings: Settings, transport: "Transport | None" = None) -> Server:
@@ -113,12 +143,17 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
     @asynccontextmanager
     async def lifespan(_: MCPServer[App]) -> AsyncIterator[App]:
         connection = Connection(settings, transport)
-        try:
-            yield App(settings, choose_provider(settings), connection)
-        finally:
-            await connection.aclose()
+        async with anyio.create_task_group() as tasks:
+            starts = Starts(settings, choose_provider(settings), connection.client, tasks)
+            server.starts = starts
+            try:
+                yield App(settings, connection, starts)
+            finally:
+                await starts.close()
+                tasks.cancel_scope.cancel()
+        await connection.aclose()
 
-    return Server(
+    server = Server(
         name="bfl-mcp",
         title="FLUX finetuning",
         version=__version__,
@@ -128,6 +163,7 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
         log_level="WARNING",
         subscriptions=False,
     )
+    return server
 
 
 # What pydantic finds wrong, in words; the braces are its own names for the bounds.

@@ -1,21 +1,31 @@
 """The tools: create_finetune and get_finetune_details."""
 
+import math
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import anyio
+from mcp.server.elicitation import AcceptedElicitation
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
-from bfl_mcp.finetunes.provider import Provider
-from bfl_mcp.finetunes.start import FinetuneStarted, start_finetune
-from bfl_mcp.finetunes.status import FinetuneStatus, follow_status
+from bfl_mcp.errors import BFLError
+from bfl_mcp.finetunes.lookup import find_status
+from bfl_mcp.finetunes.start import FinetuneStarted, StartRequest, Starts
+from bfl_mcp.finetunes.status import FinetuneStatus
 from bfl_mcp.server.schema import ToolInput, make_tool
 
 if TYPE_CHECKING:
     from bfl_mcp.server.build import Connection
+
+
+WAITING_FOR_PERSON: ContextVar[anyio.CancelScope] = ContextVar("waiting_for_person")
+"""Ends the call in hand while a person is asked and does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +33,8 @@ class App:
     """What the tools share for the life of the process."""
 
     settings: Settings
-    provider: Provider
     connection: "Connection"
+    starts: Starts
 
 
 class FolderInput(ToolInput):
@@ -35,10 +45,30 @@ class FolderInput(ToolInput):
     )
 
 
+class Consent(BaseModel):
+    """What the person answers before money is spent."""
+
+    proceed: bool = Field(description="Start it and pay for it?")
+
+
 class CreateFinetune(TrainingParameters, FolderInput):
     """Arguments of create_finetune."""
 
     dry_run: bool = Field(default=False, description="True: check and pack the folder, send nothing, start nothing.")
+    allow_duplicate: bool = Field(
+        default=False,
+        description="True: start even if the same was started within 24 hours. Only if the person wants two.",
+    )
+    confirm_cost_usd: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price the person agreed to, when an answer asked for it. Ignored where nothing costs.",
+    )
+
+    @property
+    def start(self) -> StartRequest:
+        return StartRequest(self.folder, self, self.dry_run, self.allow_duplicate, self.confirm_cost_usd)
 
     @field_validator("lora_rank", mode="before")
     @classmethod
@@ -50,40 +80,60 @@ class CreateFinetune(TrainingParameters, FolderInput):
 class GetFinetuneDetails(ToolInput):
     """Arguments of get_finetune_details."""
 
-    finetune_id: str = Field(min_length=1, description="Id that create_finetune returned.")
+    finetune_id: str | None = Field(
+        default=None, min_length=1, description="Id that create_finetune returned. Leave out for the newest start."
+    )
     wait_seconds: int = Field(
         default=0, ge=0, le=45, description="Wait up to this many seconds for the state to change. 0 answers at once."
     )
 
 
-async def create_finetune(request: CreateFinetune, ctx: Context[App]) -> FinetuneStarted:
+async def ask_consent(request: CreateFinetune, ctx: Context[App]) -> Consent | Elicit[Consent]:
+    """Ask the person before money is spent, where the host can ask. Runs again in each round of the newer protocol."""
+    if not _can_ask(ctx):
+        # The tool itself asks then, by refusing until confirm_cost_usd names the price.
+        return Consent(proceed=False)
+    try:
+        question = await _app(ctx).starts.question(request.start, answered=bool(ctx.input_responses))
+    except BFLError:
+        # The tool meets it again, and tells it in its own words.
+        return Consent(proceed=False)
+    return Consent(proceed=True) if question is None else Elicit(question, Consent)
+
+
+async def create_finetune(
+    request: CreateFinetune, consent: Annotated[ElicitationResult[Consent], Resolve(ask_consent)], ctx: Context[App]
+) -> FinetuneStarted:
     """Pack a local folder of images and start one FLUX finetune from it; may cost money at a paid provider.
 
-    Checks every image, sends a clean archive and returns the finetune_id at once, while training goes on. Refuses a bad
-    folder with all its faults and sends nothing. Use dry_run=true first to see what would be sent. Each call without
-    dry_run starts a new finetune: never repeat one to check on it, use get_finetune_details for that.
+    Checks every image, sends a clean archive and returns the finetune_id while training goes on. Refuses a bad folder
+    with all its faults and sends nothing. Use dry_run=true first to see what would be sent. The person is asked before
+    money is spent. A repeat within 24 hours is not sent: it returns the finetune that exists. While state is sending,
+    call it again with the same arguments.
     """
-    app = ctx.request_context.lifespan_context
-    return await start_finetune(
-        app.connection.client,
-        app.provider,
-        request.folder,
-        request,
-        max_megapixels=app.settings.max_megapixels,
-        dry_run=request.dry_run,
-        on_progress=ctx.report_progress,
-    )
+    WAITING_FOR_PERSON.get().deadline = math.inf
+    approved = isinstance(consent, AcceptedElicitation) and consent.data.proceed if _can_ask(ctx) else None
+    return await _app(ctx).starts.start(request.start, approved=approved, on_progress=ctx.report_progress)
 
 
 async def get_finetune_details(request: GetFinetuneDetails, ctx: Context[App]) -> FinetuneStatus:
     """Tell how a finetune stands (queued, training, ready, failed), how far it is, and its parameters. Free.
 
-    Changes nothing. With wait_seconds it waits for the state to change and reports progress meanwhile; call it again
-    until the state is ready or failed.
+    Changes nothing. Without finetune_id it tells of the newest start. With wait_seconds it waits for the state to
+    change and reports progress meanwhile; call it again until the state is ready or failed.
     """
-    app = ctx.request_context.lifespan_context
-    client = await app.connection.client()
-    return await follow_status(client, request.finetune_id, request.wait_seconds, ctx.report_progress)
+    app = _app(ctx)
+    return await find_status(
+        app.starts, app.connection.client_for, request.finetune_id, request.wait_seconds, ctx.report_progress
+    )
+
+
+def _app(ctx: Context[App]) -> App:
+    return ctx.request_context.lifespan_context
+
+
+def _can_ask(ctx: Context[App]) -> bool:
+    return ctx.client_capabilities is not None and ctx.client_capabilities.elicitation is not None
 
 
 TOOLS = [

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, TypeVar
@@ -24,6 +25,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, SecretStr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bfl_mcp import __version__
 from bfl_mcp.contract import (
@@ -31,6 +33,7 @@ from bfl_mcp.contract import (
     FINETUNE_NOT_FOUND,
     INVALID_KEY,
     NOT_AUTHENTICATED,
+    TRAINER_HEADER,
     DeleteFinetuneInputs,
     DeleteFinetuneResponse,
     FinetuneDetailResponse,
@@ -69,10 +72,27 @@ def create_app(
     trainer = _Trainer(data, max_upload_mb, engine, {"practice_seconds": practice_seconds})
     app = FastAPI(title="bfl-mcp trainer", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(OSError, partial(_answer_no_storage, data))
+    app.add_middleware(_Signature)
     app.include_router(_routes(trainer, _key_check(api_key)))
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     trainer.wake_worker()
     return app
+
+
+class _Signature:
+    """Says on every answer that it comes from this trainer, which costs nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sign(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (TRAINER_HEADER.encode(), __version__.encode())]
+            await send(message)
+
+        await self._app(scope, receive, sign)
 
 
 class _Trainer:
@@ -104,11 +124,7 @@ class _Trainer:
                 except BadArchiveError as error:
                     raise _invalid("value_error", "file_data", f"Value error, {error}") from None
 
-            try:
-                job = self.jobs.create(parameters, self._engine, self._options, fill, notes)
-            except OSError as error:
-                folder = str(self.jobs.data)
-                raise HTTPException(507, f"{folder!r} cannot be written: {error.strerror or error}") from error
+            job = self.jobs.create(parameters, self._engine, self._options, fill, notes)
         self._wake()
         return {"finetune_id": job.finetune_id, "engine": job.engine}
 
@@ -320,6 +336,13 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
     faults = [{key: fault[key] for key in ("type", "loc", "msg") if key in fault} for fault in error.errors()]
     return JSONResponse({"detail": faults}, status_code=422)
+
+
+async def _answer_no_storage(data: Path, _: Request, error: Exception) -> JSONResponse:
+    """A disk that is full, closed or gone: nothing was started, and the person can mend it."""
+    logger.error("the data folder cannot be used", exc_info=error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+    return JSONResponse({"detail": f"the data folder {str(data)!r} cannot be used: {reason}"}, status_code=507)
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from bfl_mcp.config import Settings
 from bfl_mcp.server import build_server
 from tests.fakes.bfl import KEY, FakeBFL
 
+# Nothing listens there: the fake answers. A provider on this machine costs nothing, so nobody is asked.
+LOOPBACK = "http://127.0.0.1:9"
+
 
 class Connect(Protocol):
     """Opens a client to a server before the trainer inside it, or before `fake` at `url`."""
 
-    def __call__(
-        self, fake: FakeBFL | None = None, url: str = "https://gpu.example"
-    ) -> AbstractAsyncContextManager[Client]: ...
+    def __call__(self, fake: FakeBFL | None = None, url: str = LOOPBACK) -> AbstractAsyncContextManager[Client]: ...
 
 
 @pytest.fixture(params=["legacy", "auto"])
@@ -26,7 +27,7 @@ def connect(request: pytest.FixtureRequest, settings: Settings, home: Path) -> C
     """Each test runs with the handshake of the four older revisions, and without one as in 2026-07-28."""
 
     @asynccontextmanager
-    async def open_client(fake: FakeBFL | None = None, url: str = "https://gpu.example") -> AsyncIterator[Client]:
+    async def open_client(fake: FakeBFL | None = None, url: str = LOOPBACK) -> AsyncIterator[Client]:
         if fake is None:
             server = build_server(settings)
         else:

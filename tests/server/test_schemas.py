@@ -87,7 +87,9 @@ async def test_training_parameters_are_those_of_the_contract(settings: Settings)
     create = (await list_tools(settings))[0]
     properties = create.input_schema["properties"]
 
-    assert set(properties) - {"folder", "dry_run"} == set(TrainingParameters.model_fields)
+    assert set(properties) - {"folder", "dry_run", "allow_duplicate", "confirm_cost_usd"} == set(
+        TrainingParameters.model_fields
+    )
     assert create.input_schema["required"] == ["folder", "finetune_comment", "mode"]
     assert properties["iterations"] | {"description": ""} == {
         "type": "integer", "minimum": 100, "maximum": 1000, "default": 300, "description": "",

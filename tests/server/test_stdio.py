@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
+from bfl_mcp.finetunes.journal import Journal
+from tests.fakes.bfl import Answer, FakeBFL, Request
 from tests.pictures import fill_folder, picture
 
 INITIALIZE = {
@@ -124,6 +127,64 @@ def stop_worker(home: Path) -> None:
             continue
         if str(home / "trainer").encode() in command:
             os.kill(int(entry.parent.name), signal.SIGKILL)
+
+
+class SlowProvider(FakeBFL):
+    """Makes a start at once, and answers it a while later."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.arrived = threading.Event()
+
+    def _start(self, request: Request) -> Answer:
+        answer = super()._start(request)
+        self.arrived.set()
+        time.sleep(self.seconds)
+        return answer
+
+
+@pytest.mark.parametrize("end", ["stdin", "SIGTERM", "SIGINT"])
+def test_an_ending_server_lets_a_start_on_the_wire_finish(home: Path, tmp_path: Path, end: str) -> None:
+    """The window is closed while the answer is on its way: the id is in the journal, not lost."""
+    folder = fill_folder(tmp_path / "pictures", count=1)
+    request = {"folder": str(folder), "finetune_comment": "cats", "mode": "style"}
+    bfl = SlowProvider(1.0)
+    with bfl.serve() as url, running(home, BFL_API_URL=url, BFL_API_KEY="test-key") as process:
+        send(process, INITIALIZE, INITIALIZED, call(2, "create_finetune", request))
+        assert bfl.arrived.wait(10)
+        if end == "stdin":
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        else:
+            process.send_signal(signal.Signals[end])
+        process.wait(timeout=10)
+
+    [entry] = Journal(home)._select("1")
+    assert (entry.state, entry.finetune_id) == ("started", next(iter(bfl.finetunes)))
+
+
+def test_a_signal_waits_two_seconds_at_most(home: Path, tmp_path: Path) -> None:
+    """Hosts kill harder after a while; what is not known by then is settled by the next server."""
+    folder = fill_folder(tmp_path / "pictures", count=1)
+    request = {"folder": str(folder), "finetune_comment": "cats", "mode": "style"}
+    bfl = SlowProvider(6.0)
+    with bfl.serve() as url:
+        with running(home, BFL_API_URL=url, BFL_API_KEY="test-key") as process:
+            send(process, INITIALIZE, INITIALIZED, call(2, "create_finetune", request))
+            assert bfl.arrived.wait(10)
+            began = time.monotonic()
+            process.terminate()
+            process.wait(timeout=10)
+            took = time.monotonic() - began
+        with running(home, BFL_API_URL=url, BFL_API_KEY="test-key") as process:
+            send(process, INITIALIZE, INITIALIZED, call(2, "create_finetune", request))
+            settled = answer(process, 2)["result"]["structuredContent"]
+
+    assert 1.5 < took < 3
+    assert (settled["started"], settled["finetune_id"]) == (False, next(iter(bfl.finetunes)))
+    assert len(bfl.starts()) == 1
 
 
 def test_the_training_survives_the_host(home: Path, tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ async def test_what_the_trainer_inside_cannot_store_costs_nothing(connect: Conne
         (home / "trainer" / "finetunes").write_text("in the way")
         words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
 
-    assert "could not keep the finetune (507" in words
-    assert "Nothing was started" in words
+    assert "507" in words
+    assert str(home / "trainer") in words
+    assert "Nothing was sent" in words
     assert "billed" not in words
 
 
@@ -269,7 +270,7 @@ async def test_any_details_can_be_told(connect: Connect, details: dict[str, Any]
 
 async def test_packing_tells_how_far_it_is(connect: Connect, tmp_path: Path) -> None:
     """Each notification is further than the one before, as the protocol demands."""
-    folder = fill_folder(tmp_path / "many", count=12, size=(2400, 1600))
+    folder = fill_folder(tmp_path / "many", count=12, size=(4000, 3000))
     heard: list[float] = []
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
@@ -279,8 +280,8 @@ async def test_packing_tells_how_far_it_is(connect: Connect, tmp_path: Path) -> 
         arguments = {**REQUEST, "folder": str(folder)}
         facts_of(await client.call_tool("create_finetune", arguments, progress_callback=hear))
 
+    assert heard
     assert heard == sorted(set(heard))
-    assert heard[-1] == 13
 
 
 async def test_progress_is_sent_while_waiting(connect: Connect) -> None:
@@ -323,7 +324,7 @@ async def test_every_faulty_argument_is_named_at_once(connect: Connect) -> None:
         "- steps is no argument of this tool",
         (
             "Accepted: folder, finetune_comment, mode, trigger_word, iterations, learning_rate, captioning, priority, "
-            "finetune_type, lora_rank, dry_run."
+            "finetune_type, lora_rank, dry_run, allow_duplicate, confirm_cost_usd."
         ),
     ]
 

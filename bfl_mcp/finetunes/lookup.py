@@ -1,0 +1,120 @@
+"""Finds the finetune that is meant, asks whoever trained it, and answers from the journal where nobody can be asked."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quote_foreign
+from bfl_mcp.finetunes.background import Background, OnProgress
+from bfl_mcp.finetunes.journal import Entry
+from bfl_mcp.finetunes.start import Starts, ago
+from bfl_mcp.finetunes.status import FinetuneStatus, follow_status
+
+if TYPE_CHECKING:
+    from bfl_mcp.client import BFLClient
+
+ClientFor = Callable[[str], Awaitable["BFLClient | None"]]
+"""Gives the client for a provider's address, or None where the key must not go."""
+
+
+async def find_status(
+    starts: Starts, client_for: ClientFor, finetune_id: str | None, wait_seconds: float, on_progress: OnProgress
+) -> FinetuneStatus:
+    """How a finetune stands, or without an id the newest start.
+
+    Raises:
+        NotFoundError: There is none.
+        APIError: It could not be read.
+    """
+    if finetune_id is not None:
+        entry = await _entry(starts, finetune_id)
+    else:
+        newest = await starts.newest()
+        if isinstance(newest, Background):
+            if not await newest.wait(wait_seconds, on_progress):
+                return _sending(newest.doing)
+            finetune_id = newest.result().finetune_id
+            newest = await _entry(starts, finetune_id)
+        entry = newest
+        finetune_id = entry.finetune_id if entry is not None else finetune_id
+    if finetune_id is None:
+        if entry is not None:
+            return _without_id(entry)
+        raise NotFoundError(
+            "Nothing was started from this machine yet, as far as the journal knows. Start with create_finetune, or "
+            "name the finetune_id."
+        )
+    client = await client_for(entry.provider if entry is not None else starts.provider_url)
+    if client is None:
+        return _from_journal(entry)
+    return await _ask(client, finetune_id, entry, wait_seconds, on_progress)
+
+
+async def _ask(
+    client: "BFLClient", finetune_id: str, entry: Entry | None, wait_seconds: float, on_progress: OnProgress
+) -> FinetuneStatus:
+    try:
+        return await follow_status(client, finetune_id, wait_seconds, on_progress)
+    except APIError as error:
+        if entry is None:
+            raise
+        started = f"The journal knows that it was started {ago(time.time() - entry.created)} as {_name(entry)}."
+        raise type(error)(f"{error} {started}") from None
+
+
+async def _entry(starts: Starts, finetune_id: str | None) -> Entry | None:
+    try:
+        return await starts.find(finetune_id) if finetune_id is not None else None
+    except ConfigError:
+        # Looking needs no journal.
+        return None
+
+
+def _name(entry: Entry) -> str:
+    return repr(quote_foreign(entry.comment, 80))
+
+
+def _sending(doing: str) -> FinetuneStatus:
+    return FinetuneStatus(
+        state="sending",
+        details={},
+        summary=f"The newest start is under way: {doing}. There is no answer yet.",
+        next_step="Call get_finetune_details again without finetune_id, with wait_seconds 45.",
+    )
+
+
+def _without_id(entry: Entry) -> FinetuneStatus:
+    started = ago(time.time() - entry.created)
+    if entry.state == "sending":
+        summary = f"{_name(entry)} is being sent by another server process on this machine, since {started}."
+    else:
+        summary = f"{_name(entry)} was sent {started}, and what came of it is not known: it may be running."
+    return FinetuneStatus(
+        state="sending" if entry.state == "sending" else "unknown",
+        details=dict(entry.parameters),
+        problem=entry.problem,
+        practice=entry.practice,
+        summary=summary,
+        next_step=(
+            "Call get_finetune_details again without finetune_id in a minute: each call looks for it. Do not start it "
+            "again."
+        ),
+    )
+
+
+def _from_journal(entry: Entry | None) -> FinetuneStatus:
+    if entry is None:
+        # The configured provider can always be asked.
+        raise NotFoundError("The provider cannot be asked with this configuration. Check BFL_API_URL.")
+    started = ago(time.time() - entry.created)
+    return FinetuneStatus(
+        finetune_id=entry.finetune_id,
+        state="unknown",
+        details=dict(entry.parameters),
+        practice=entry.practice,
+        summary=(
+            f"{_name(entry)} was started {started} at {entry.provider}, which is not the configured provider. It was "
+            "not asked, because the key must not go there by itself; this is what the journal knows."
+        ),
+        next_step=f"To ask it, set BFL_API_URL to {entry.provider}, BFL_API_KEY to its key, and restart the server.",
+    )

@@ -1,0 +1,469 @@
+"""Started once: repeats, lost answers, dead processes, and what the reader is told of each."""
+
+import sqlite3
+import threading
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from mcp import Client
+
+from bfl_mcp.config import Settings
+from bfl_mcp.finetunes.journal import Entry, Journal
+from bfl_mcp.server import build_server
+from tests.fakes.bfl import KEY, Answer, FakeBFL, Request
+from tests.pictures import fill_folder
+from tests.server.conftest import LOOPBACK
+from tests.server.test_tools import facts_of, refused
+
+REQUEST = {"finetune_comment": "cats", "mode": "style"}
+
+
+@pytest.fixture
+def bfl() -> FakeBFL:
+    return FakeBFL()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill_folder(tmp_path / "pictures")
+
+
+@pytest.fixture
+def asked(folder: Path) -> dict[str, Any]:
+    return {**REQUEST, "folder": str(folder)}
+
+
+def connect(
+    home: Path, bfl: FakeBFL | None, url: str = LOOPBACK, settle: float = 120
+) -> AbstractAsyncContextManager[Client]:
+    """A server of its own over a shared home, before the fake or the trainer inside."""
+    facts: dict[str, Any] = {"BFL_MCP_HOME": home, "BFL_MCP_SETTLE_SECONDS": settle}
+    if bfl is None:
+        return Client(build_server(Settings.model_validate({**facts, "BFL_TRAINER_PRACTICE_SECONDS": 0.2})))
+    settings = Settings.model_validate({**facts, "BFL_API_KEY": KEY, "BFL_API_URL": url})
+    return Client(build_server(settings, bfl.transport()))
+
+
+def rows(home: Path) -> list[Entry]:
+    return sorted(Journal(home)._select("1"), key=lambda entry: entry.number)
+
+
+class Slow:
+    """Holds the answer to a start back until it is let go; the start itself has been made by then."""
+
+    def __init__(self, bfl: FakeBFL) -> None:
+        self.arrived = threading.Event()
+        self.let_go = anyio.Event()
+        original = bfl.transport
+        slow = self
+
+        def transport() -> httpx.MockTransport:
+            inner = original()
+
+            async def handle(request: httpx.Request) -> httpx.Response:
+                response = await inner.handle_async_request(request)
+                if request.url.path == "/v1/finetune":
+                    slow.arrived.set()
+                    await slow.let_go.wait()
+                return response
+
+            return httpx.MockTransport(handle)
+
+        bfl.transport = transport  # type: ignore[method-assign]
+
+    async def wait_for_arrival(self) -> None:
+        with anyio.fail_after(10):
+            await anyio.to_thread.run_sync(self.arrived.wait)
+
+
+# --- before the start -------------------------------------------------------------------------------------------------
+
+
+async def test_the_row_is_written_before_the_start_is_sent(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """A process that is killed in mid-send must leave its intent behind."""
+    seen: list[str] = []
+    start = bfl._start
+
+    def look(request: Request) -> Answer:
+        seen.extend(entry.state for entry in rows(home))
+        return start(request)
+
+    bfl._start = look  # type: ignore[method-assign]
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+
+    assert seen == ["sending"]
+    assert [entry.state for entry in rows(home)] == ["started"]
+
+
+async def test_a_list_that_cannot_be_read_stops_the_start(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """Without it nobody could tell later what came of a lost answer."""
+    bfl.say_next("GET", "/v1/my_finetunes", Answer(503))
+    async with connect(home, bfl) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "Nothing was sent" in words
+    assert not bfl.starts()
+
+
+async def test_a_journal_that_cannot_be_written_stops_the_start(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """What is not written down could be sent twice."""
+    Journal(home)
+    with sqlite3.connect(home / "journal" / "starts.sqlite") as database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON starts BEGIN SELECT raise(ABORT, 'disk is full'); END")
+    database.close()
+    async with connect(home, bfl) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "nothing was sent" in words
+    assert not bfl.starts()
+
+
+# --- repeats ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_repeat_is_not_sent_and_succeeds_with_what_exists(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """An agent that calls twice, with the name in other words, after a restart, gets the finetune it has."""
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+    bfl.results[first["finetune_id"]]["status"] = "Ready"
+    async with connect(home, bfl) as client:
+        second = facts_of(await client.call_tool("create_finetune", {**asked, "finetune_comment": "my cats"}))
+
+    assert len(bfl.starts()) == 1
+    assert (first["started"], first["state"]) == (True, "queued")
+    assert (second["started"], second["state"]) == (False, "ready")
+    assert second["finetune_id"] == first["finetune_id"]
+    assert "Nothing was sent" in second["summary"]
+    assert "allow_duplicate" in second["next_step"]
+
+
+async def test_a_duplicate_that_is_wanted_is_started(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """The person decides."""
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        second = facts_of(await client.call_tool("create_finetune", {**asked, "allow_duplicate": True}))
+
+    assert len(bfl.starts()) == 2
+    assert second["started"] is True
+    assert second["finetune_id"] != first["finetune_id"]
+
+
+@pytest.mark.parametrize("end", ["failed", "deleted", "refused"])
+async def test_what_came_to_nothing_does_not_block(bfl: FakeBFL, home: Path, asked: dict[str, Any], end: str) -> None:
+    """Trying again after a failure is what anyone would do."""
+    if end == "refused":
+        bfl.say_next("POST", "/v1/finetune", Answer(402, {"detail": "Insufficient credits"}))
+    async with connect(home, bfl) as client:
+        first = await client.call_tool("create_finetune", asked)
+        if end == "failed":
+            bfl.results[facts_of(first)["finetune_id"]]["status"] = "Error"
+        elif end == "deleted":
+            bfl.finetunes.clear()
+            bfl.results.clear()
+        second = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert second["started"] is True
+    assert [entry.state for entry in rows(home)] == [end, "started"]
+
+
+async def test_the_same_pictures_with_other_words_start_and_name_the_other(
+    bfl: FakeBFL, home: Path, folder: Path, asked: dict[str, Any]
+) -> None:
+    """It may be meant, and it may be a mistake: the reader is told."""
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        (folder / "a.txt").write_text("a quite different caption")
+        second = facts_of(await client.call_tool("create_finetune", {**asked, "finetune_comment": "second"}))
+
+    assert second["started"] is True
+    assert first["finetune_id"] in second["summary"]
+    assert "'cats'" in second["summary"]
+
+
+async def test_two_calls_at_once_are_one_start(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """The second joins the first and gets its outcome."""
+    slow = Slow(bfl)
+    answers: list[dict[str, Any]] = []
+    async with connect(home, bfl) as client, anyio.create_task_group() as both:
+
+        async def ask() -> None:
+            answers.append(facts_of(await client.call_tool("create_finetune", asked)))
+
+        both.start_soon(ask)
+        await slow.wait_for_arrival()
+        both.start_soon(ask)
+        await anyio.sleep(0.1)
+        slow.let_go.set()
+
+    assert len(bfl.starts()) == 1
+    assert answers[0]["finetune_id"] == answers[1]["finetune_id"]
+
+
+async def test_another_living_process_is_named_and_nothing_is_sent(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """Two chat windows asked for the same at the same time."""
+    slow = Slow(bfl)
+    async with connect(home, bfl) as client, connect(home, bfl) as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, "create_finetune", asked)
+        await slow.wait_for_arrival()
+        words = await refused(other, "create_finetune", asked)
+        slow.let_go.set()
+
+    assert "Another server process" in words
+    assert "'cats'" in words
+    assert len(bfl.starts()) == 1
+
+
+# --- lost answers -----------------------------------------------------------------------------------------------------
+
+
+class LosesAnswers(FakeBFL):
+    """Makes every start, and answers the first ones with a failure."""
+
+    def __init__(self, lost: int = 1) -> None:
+        super().__init__()
+        self.lost = lost
+
+    def _start(self, request: Request) -> Answer:
+        answer = super()._start(request)
+        self.lost -= 1
+        return Answer(502, b"bad gateway") if self.lost >= 0 else answer
+
+
+async def test_a_lost_answer_is_settled_within_the_call(home: Path, asked: dict[str, Any]) -> None:
+    """The provider's list shows one new finetune with the parameters that were sent: that is it."""
+    bfl = LosesAnswers()
+    async with connect(home, bfl) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert facts["started"] is True
+    assert [facts["finetune_id"]] == list(bfl.finetunes)
+    assert [entry.state for entry in rows(home)] == ["started"]
+
+
+async def test_a_lost_answer_is_settled_by_the_next_call(home: Path, asked: dict[str, Any]) -> None:
+    """The list may fail at first too; until it is read, a repeat is blocked."""
+    bfl = LosesAnswers()
+    async with connect(home, bfl) as client:
+        bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": []}), Answer(503), Answer(503))
+        lost = await refused(client, "create_finetune", asked)
+        blocked = await refused(client, "create_finetune", asked)
+        settled = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert "may be running" in lost
+    assert "Nothing was sent" in blocked
+    assert (settled["started"], settled["finetune_id"]) == (False, next(iter(bfl.finetunes)))
+    assert len(bfl.starts()) == 1
+
+
+async def test_a_start_that_never_arrived_is_released_after_a_while(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """A failing gateway in between: no trace at the provider, so it may be sent again, but not at once."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        lost = await refused(client, "create_finetune", asked)
+        blocked = await refused(client, "create_finetune", asked)
+    async with connect(home, bfl, settle=0) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert "may be running" in lost
+    assert "Not sent again" in blocked
+    assert facts["started"] is True
+    assert [entry.state for entry in rows(home)] == ["released", "started"]
+
+
+async def test_two_finetunes_that_fit_leave_it_unclear_and_are_named(home: Path, asked: dict[str, Any]) -> None:
+    """Somebody else started the same at the same time: guessing could claim the wrong one."""
+    bfl = LosesAnswers()
+    start = bfl._start
+
+    def start_two(request: Request) -> Answer:
+        start(request)
+        return start(request) if bfl.lost >= 0 else Answer(502)
+
+    bfl._start = start_two  # type: ignore[method-assign]
+    bfl.lost = 2
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        words = await refused(client, "create_finetune", asked)
+
+    assert len(bfl.finetunes) == 2
+    assert all(finetune_id in words for finetune_id in bfl.finetunes)
+    assert [entry.state for entry in rows(home)] == ["unclear"]
+
+
+async def test_the_nearer_in_time_breaks_a_tie(home: Path, asked: dict[str, Any]) -> None:
+    """An older finetune of the same parameters that only now shows in the list is not ours."""
+    bfl = LosesAnswers()
+    start = bfl._start
+
+    def start_and_show_an_old_one(request: Request) -> Answer:
+        answer = start(request)
+        [new] = bfl.finetunes.values()
+        new["timestamp"] = datetime.now(UTC).isoformat()
+        bfl.add_finetune(**{**new, "timestamp": "2025-02-01T10:00:00+00:00"})
+        return answer
+
+    bfl._start = start_and_show_an_old_one  # type: ignore[method-assign]
+    async with connect(home, bfl) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert facts["finetune_id"] == next(iter(bfl.finetunes))
+
+
+async def test_a_row_left_by_a_dead_process_is_adopted(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """kill -9 between the start and its answer: the row says sending, nobody holds its lock."""
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    with sqlite3.connect(home / "journal" / "starts.sqlite") as database:
+        database.execute("UPDATE starts SET state = 'sending', finetune_id = NULL")
+    database.close()
+    async with connect(home, bfl) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (facts["started"], facts["finetune_id"]) == (False, next(iter(bfl.finetunes)))
+    assert len(bfl.starts()) == 1
+
+
+async def test_a_finetune_of_another_start_is_not_adopted(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """An id that the journal knows already belongs to its own start."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        facts_of(await client.call_tool("create_finetune", {**asked, "iterations": 200}))
+        await refused(client, "create_finetune", asked)
+
+    assert [entry.state for entry in rows(home)] == ["unclear", "started"]
+
+
+# --- what outlives a call ---------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_call_loses_nothing(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """The person pressed stop while the answer was on its way: it is in the journal all the same."""
+    slow = Slow(bfl)
+    async with connect(home, bfl) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "create_finetune", asked)
+            await slow.wait_for_arrival()
+            tasks.cancel_scope.cancel()
+        slow.let_go.set()
+        with anyio.fail_after(5):
+            while rows(home)[0].state == "sending":  # noqa: ASYNC110 - the journal is a file
+                await anyio.sleep(0.01)
+        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert facts["finetune_id"] in bfl.finetunes
+    assert len(bfl.starts()) == 1
+
+
+async def test_what_takes_long_goes_on_and_is_picked_up(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts give up after a minute; the same call, or the details without an id, returns the outcome."""
+    monkeypatch.setattr("bfl_mcp.finetunes.start._ANSWER_SECONDS", 0.3)
+    slow = Slow(bfl)
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        details = facts_of(await client.call_tool("get_finetune_details", {}))
+        slow.let_go.set()
+        outcome = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (first["state"], first["started"], details["state"]) == ("sending", False, "sending")
+    assert "finetune_id" not in first
+    assert outcome["finetune_id"] in bfl.finetunes
+    assert outcome["started"] is True
+    assert len(bfl.starts()) == 1
+
+
+async def test_packing_that_takes_long_goes_on(
+    bfl: FakeBFL, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent yet, and the answer says so with how far it is."""
+    folder = fill_folder(tmp_path / "many", count=16, size=(3000, 2000))
+    asked = {**REQUEST, "folder": str(folder)}
+    async with connect(home, bfl) as client:
+        with monkeypatch.context() as clock:
+            clock.setattr("bfl_mcp.finetunes.start._ANSWER_SECONDS", 0.05)
+            first = facts_of(await client.call_tool("create_finetune", asked))
+        outcome = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (first["state"], first["started"]) == ("sending", False)
+    assert "Nothing was sent yet" in first["summary"]
+    assert (outcome["started"], outcome["images"]) == (True, 16)
+
+
+# --- details without an id, and of other hosts ------------------------------------------------------------------------
+
+
+async def test_without_an_id_the_newest_start_is_told(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """After a restart nobody remembers the id; the journal does."""
+    async with connect(home, bfl) as client:
+        nothing = await refused(client, "get_finetune_details", {})
+        facts_of(await client.call_tool("create_finetune", {**asked, "iterations": 100}))
+        newest = facts_of(await client.call_tool("create_finetune", asked))
+    async with connect(home, bfl) as client:
+        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert "Nothing was started" in nothing
+    assert facts["finetune_id"] == newest["finetune_id"]
+
+
+async def test_an_unclear_newest_start_is_told_as_such(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """It may be running; the answer must not sound as if nothing had happened."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert facts["state"] == "unknown"
+    assert "may be running" in facts["summary"]
+    assert "Do not start it again" in facts["next_step"]
+
+
+async def test_the_trainer_inside_is_asked_for_its_own(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """Practised yesterday without a key, connected to a provider today: the old one is still found."""
+    async with connect(home, None) as client:
+        practised = facts_of(await client.call_tool("create_finetune", asked))
+    settings = Settings.model_validate({"BFL_MCP_HOME": home, "BFL_API_KEY": KEY, "BFL_API_URL": LOOPBACK})
+    async with Client(build_server(settings)) as client:
+        facts = facts_of(await client.call_tool("get_finetune_details", {"finetune_id": practised["finetune_id"]}))
+
+    assert facts["practice"] is True
+
+
+async def test_a_host_of_bfl_is_asked_with_the_key_of_bfl(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """A finetune is known only where it was trained, and BFL has several hosts."""
+    paid = {**asked, "confirm_cost_usd": 4}
+    async with connect(home, bfl, "https://api.us.bfl.ai") as client:
+        started = facts_of(await client.call_tool("create_finetune", paid))
+    bfl.requests.clear()
+    async with connect(home, bfl, "https://api.bfl.ai") as client:
+        await client.call_tool("get_finetune_details", {"finetune_id": started["finetune_id"]})
+
+    assert {request.headers["host"] for request in bfl.requests} == {"api.us.bfl.ai"}
+
+
+async def test_the_key_does_not_go_to_a_recorded_host(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """It belongs to the configured provider; the journal answers, and names the address to set."""
+    async with connect(home, bfl, "http://127.0.0.1:8") as client:
+        started = facts_of(await client.call_tool("create_finetune", asked))
+    bfl.requests.clear()
+    async with connect(home, bfl, "http://127.0.0.1:9") as client:
+        facts = facts_of(await client.call_tool("get_finetune_details", {"finetune_id": started["finetune_id"]}))
+
+    assert bfl.requests == []
+    assert facts["state"] == "unknown"
+    assert "http://127.0.0.1:8" in facts["next_step"]

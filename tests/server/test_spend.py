@@ -1,0 +1,276 @@
+"""The spend gate: who is asked, what they are told, and what happens on each answer, in both protocol eras."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client
+from mcp_types import ElicitRequestParams, ElicitResult
+
+from bfl_mcp.config import Settings
+from bfl_mcp.finetunes.provider import choose_provider
+from bfl_mcp.finetunes.spend import quote_training
+from bfl_mcp.server import build_server
+from tests.fakes.bfl import KEY, Answer, FakeBFL
+from tests.pictures import fill_folder
+from tests.server.test_tools import facts_of, refused
+
+REQUEST = {"finetune_comment": "cats", "mode": "style"}
+BFL = "https://api.bfl.ai"
+ELSEWHERE = "https://gpu.example"
+
+
+@pytest.fixture(params=["legacy", "auto"])
+def era(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def bfl() -> FakeBFL:
+    return FakeBFL()
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> dict[str, Any]:
+    return {**REQUEST, "folder": str(fill_folder(tmp_path / "pictures"))}
+
+
+class Person:
+    """Whoever sits before the host: remembers what was asked, and answers."""
+
+    def __init__(
+        self, action: str = "accept", proceed: bool = True, meanwhile: Callable[[], object] | None = None
+    ) -> None:
+        self.questions: list[str] = []
+        self._action = action
+        self._proceed = proceed
+        self._meanwhile = meanwhile
+
+    async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+        self.questions.append(params.message)
+        if self._meanwhile is not None:
+            self._meanwhile()
+        if self._action != "accept":
+            return ElicitResult(action=self._action)  # type: ignore[arg-type]
+        return ElicitResult(action="accept", content={"proceed": self._proceed})
+
+
+def connect(
+    bfl: FakeBFL, home: Path, era: str, person: Person | None = None, url: str = BFL, **environment: Any
+) -> Client:
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_API_URL": url, "BFL_MCP_HOME": home, **environment})
+    answer = person.answer if person else None
+    return Client(build_server(settings, bfl.transport()), mode=era, elicitation_callback=answer)
+
+
+# --- where the host can ask -------------------------------------------------------------------------------------------
+
+
+async def test_the_person_is_asked_once_with_all_that_matters(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """Price, image count, folder and parameters, before a cent is spent; then exactly one start."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    [question] = person.questions
+    assert all(word in question for word in ("$4.00", "last published", "3 images", asked["folder"], "iterations 300"))
+    assert facts["started"] is True
+    assert facts["cost_usd"] == 4
+    assert len(bfl.starts()) == 1
+
+
+@pytest.mark.parametrize(
+    "person", [Person("decline"), Person("cancel"), Person(proceed=False)], ids=["no", "x", "false"]
+)
+async def test_a_no_is_a_no(bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any], person: Person) -> None:
+    """Declined, closed, or accepted with the box unticked: nothing is sent."""
+    person.questions.clear()
+    async with connect(bfl, home, era, person) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert len(person.questions) == 1
+    assert "nothing was sent or charged" in words
+    assert "did not agree" in words
+    assert not bfl.starts()
+
+
+async def test_a_folder_that_changed_meanwhile_is_refused(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """What was approved is what is sent, or nothing is."""
+    person = Person(meanwhile=lambda: fill_folder(Path(asked["folder"]), count=5))
+    async with connect(bfl, home, era, person) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert not bfl.starts()
+    assert "nothing was sent or charged" in words
+
+
+async def test_a_question_nobody_answers_is_a_no(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ten minutes; the newer protocol waits in the host instead of in the server."""
+    monkeypatch.setattr("bfl_mcp.server.build.CONSENT_SECONDS", 1.5)
+
+    class Absent(Person):
+        async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+            await anyio.sleep(4)
+            return await super().answer(context, params)
+
+    async with connect(bfl, home, "legacy", Absent()) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "no answer" in words
+    assert "nothing was sent or charged" in words
+    assert not bfl.starts()
+
+
+async def test_a_repeat_asks_nobody(bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]) -> None:
+    """It spends nothing."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        await client.call_tool("create_finetune", asked)
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert len(person.questions) == 1
+    assert facts["started"] is False
+
+
+async def test_a_dry_run_asks_nobody_and_tells_the_price(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """It is how an agent finds the price out."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        facts = facts_of(await client.call_tool("create_finetune", {**asked, "dry_run": True, "iterations": 100}))
+
+    assert person.questions == []
+    assert facts["cost_usd"] == 2
+    assert "last published" in facts["summary"]
+
+
+async def test_nobody_is_asked_where_training_is_closed(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """Asking for money that the provider would not take wastes a person's trust."""
+    bfl.training_open = False
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert person.questions == []
+    assert "closed hosted FLUX finetuning" in words
+
+
+async def test_a_bad_folder_asks_nobody(bfl: FakeBFL, home: Path, era: str, tmp_path: Path) -> None:
+    """Its faults come first."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        words = await refused(client, "create_finetune", {**REQUEST, "folder": str(tmp_path / "nowhere")})
+
+    assert person.questions == []
+    assert "There is no folder" in words
+
+
+# --- where it cannot --------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_way_to_ask_the_price_must_be_named(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The first call answers with the price and asks the agent to ask; only the very price starts it."""
+    async with connect(bfl, home, era) as client:
+        first = await refused(client, "create_finetune", asked)
+        wrong = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": 2})
+        facts = facts_of(await client.call_tool("create_finetune", {**asked, "confirm_cost_usd": 4}))
+
+    assert "confirm_cost_usd=4" in first
+    assert "Ask the person" in first
+    assert "confirm_cost_usd=4" in wrong
+    assert facts["started"] is True
+    assert len(bfl.starts()) == 1
+
+
+async def test_an_unknown_price_is_said_to_be_unknown(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """Other hosts publish no price here; that is no reason to call it free."""
+    async with connect(bfl, home, era, url=ELSEWHERE) as client:
+        words = await refused(client, "create_finetune", asked)
+        facts = facts_of(await client.call_tool("create_finetune", {**asked, "confirm_cost_usd": 0}))
+
+    assert "unknown" in words
+    assert "cost_usd" not in facts
+
+
+async def test_a_confirmation_is_ignored_where_nothing_costs(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """A careful agent that names a price at a free provider is no mistake."""
+    person = Person()
+    async with connect(bfl, home, era, person, url="http://127.0.0.1:9") as client:
+        facts = facts_of(await client.call_tool("create_finetune", {**asked, "confirm_cost_usd": 99}))
+
+    assert person.questions == []
+    assert (facts["started"], facts["cost_usd"]) == (True, 0)
+
+
+async def test_a_server_that_identifies_as_our_trainer_is_free(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """One's own machine with the GPU, reached over https."""
+    signed = Answer(200, {"finetunes": []}, {"x-bfl-mcp-trainer": "0.1.0"})
+    bfl.say_next("GET", "/v1/my_finetunes", signed, signed)
+    person = Person()
+    async with connect(bfl, home, era, person, url=ELSEWHERE) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+
+    assert person.questions == []
+    assert len(bfl.starts()) == 1
+
+
+# --- what the person set ----------------------------------------------------------------------------------------------
+
+
+async def test_a_person_can_choose_not_to_be_asked(bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]) -> None:
+    """For automation, where nobody sits before the host."""
+    person = Person()
+    async with connect(bfl, home, era, person, BFL_MCP_CONFIRM_SPEND="never") as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+
+    assert person.questions == []
+    assert len(bfl.starts()) == 1
+
+
+async def test_the_limit_of_a_day_holds_whoever_agrees(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The second of two $4 starts is refused under a limit of $6, after a restart too, and nobody is asked for it."""
+    person = Person()
+    async with connect(bfl, home, era, person, BFL_MCP_SPEND_LIMIT_USD=6) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    async with connect(bfl, home, era, person, BFL_MCP_SPEND_LIMIT_USD=6) as client:
+        words = await refused(client, "create_finetune", {**asked, "iterations": 200})
+
+    assert len(person.questions) == 1
+    assert "BFL_MCP_SPEND_LIMIT_USD" in words
+    assert "$6.00" in words
+    assert "nothing was sent" in words
+    assert len(bfl.starts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("iterations", "usd"), [(100, 2.0), (149, 2.0), (150, 4.0), (500, 4.0), (501, 6.0), (1000, 6.0)]
+)
+def test_the_last_published_prices(iterations: int, usd: float) -> None:
+    """$2 under 150 iterations, $4 to 500, $6 above."""
+    provider = choose_provider(Settings.model_validate({"BFL_API_KEY": KEY}))
+
+    quote = quote_training(provider, iterations, is_our_trainer=False)
+
+    assert quote.usd == usd
+    assert "last published" in quote.words
