@@ -38,6 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     connection: socket.socket
 
+    def do_GET(self) -> None:
+        self._answer(200, {"finetunes": []})
+
     def do_POST(self) -> None:
         announced = int(self.headers["content-length"])
         first, last, arrived = self._discard(announced)

@@ -151,9 +151,9 @@ class Starts:
             packed = await self._pack(request, _ANSWER_SECONDS, tell)
             if packed is None:
                 return self._still_packing(request)
-            await self._check_consent(request, packed, approved)
+            agreed = await self._check_consent(request, packed, approved)
             if key not in self._sending and self._take(request, packed):
-                self._sending[key] = Background(self._tasks, partial(self._send, request, packed))
+                self._sending[key] = Background(self._tasks, partial(self._send, request, packed, agreed))
         sending = self._sending[key]
         left = _ANSWER_SECONDS - (anyio.current_time() - began)
         if not await sending.wait(max(left, 1.0), tell):
@@ -167,6 +167,8 @@ class Starts:
         Worded the same each time for the same folder. What it asks about is what will be sent: once it was `answered`,
         a folder that has changed is not asked about anew but refused by `start`.
         """
+        if not answered:
+            self._asked.pop(request.fingerprint, None)
         if request.dry_run or request.fingerprint in self._sending or self._settings.confirm_spend == "never":
             return None
         if (await self._quote(request)).is_free:
@@ -321,34 +323,44 @@ class Starts:
         repeats = await anyio.to_thread.run_sync(journal.repeats, intent.key)
         return bool(repeats) and not request.allow_duplicate
 
-    async def _check_consent(self, request: StartRequest, packed: _Packed, approved: bool | None) -> None:
-        if self._settings.confirm_spend == "never":
-            return
+    async def _check_consent(self, request: StartRequest, packed: _Packed, approved: bool | None) -> bool:
+        """Whether money may be spent on this start. False where none will be, as far as can be told beforehand.
+
+        Raises:
+            SpendRefusedError: Money would be spent and nobody has agreed to it.
+        """
+        asked_about = self._asked.pop(request.fingerprint, None)
         quote = await self._quote(request)
-        if quote.is_free:
-            return
+        if quote.is_free or self._settings.confirm_spend == "never":
+            return True
         # Nobody is asked for money that the provider would not take.
         await (await self._connect()).check_training_is_open()
         if await self._needs_no_consent(request, packed):
-            return
+            return False
         if approved is None:
             if request.confirm_cost_usd == quote.confirmation_usd:
-                return
+                return True
             raise SpendRefusedError(
                 f"Not started yet, nothing was sent or charged. {self._question(request, packed, quote)} Ask the "
-                f"person. If they agree, call create_finetune again with the same arguments and confirm_cost_usd="
-                f"{quote.confirmation_usd:g}."
+                "person. If they agree, call create_finetune again with the same arguments and "
+                f"confirm_cost_usd={quote.confirmation_usd:g}."
+            )
+        if asked_about is None:
+            raise SpendRefusedError(
+                f"Not started yet, nothing was sent or charged. Price: {quote.words}. The person could not be asked "
+                "this time. Call create_finetune again with the same arguments, and they will be."
+            )
+        if asked_about != packed.archive.sha256:
+            raise SpendRefusedError(
+                f"Not started, nothing was sent or charged: the folder {quote_foreign(request.folder)!r} changed after "
+                "the person was asked about it. Call create_finetune again, and they will be asked anew."
             )
         if not approved:
             raise SpendRefusedError(
                 "Not started, nothing was sent or charged: the person was asked and did not agree. Ask what they would "
                 "like to change."
             )
-        if self._asked.pop(request.fingerprint, None) != packed.archive.sha256:
-            raise SpendRefusedError(
-                f"Not started, nothing was sent or charged: the folder {quote_foreign(request.folder)!r} changed after "
-                "the person was asked about it. Call create_finetune again, and they will be asked anew."
-            )
+        return True
 
     def _question(self, request: StartRequest, packed: _Packed, quote: Quote) -> str:
         sent = ", ".join(f"{name} {value}" for name, value in request.sent.items() if name != "finetune_comment")
@@ -360,7 +372,9 @@ class Starts:
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def _send(self, request: StartRequest, packed: _Packed, work: Background[FinetuneStarted]) -> FinetuneStarted:
+    async def _send(
+        self, request: StartRequest, packed: _Packed, agreed: bool, work: Background[FinetuneStarted]
+    ) -> FinetuneStarted:
         archive = packed.archive
         try:
             work.report(0, 1, "asking the provider what it has")
@@ -370,7 +384,7 @@ class Starts:
             intent = self._intent(request, archive, (await self._quote(request)).usd)
             # Taking the lock does not wait: it is free, or somebody else is at it.
             with journal.own(intent.key):
-                return await self._send_owned(request, archive, intent, journal, client, work)
+                return await self._send_owned(request, archive, intent, agreed, journal, client, work)
         finally:
             archive.close()
 
@@ -379,6 +393,7 @@ class Starts:
         request: StartRequest,
         archive: "Archive",
         intent: Intent,
+        agreed: bool,
         journal: Journal,
         client: "BFLClient",
         work: Background[FinetuneStarted],
@@ -400,6 +415,13 @@ class Starts:
                 return existing
         quote = await self._quote(request)
         check_spend_limit(quote, await anyio.to_thread.run_sync(journal.spent_usd), self._settings.spend_limit_usd)
+        if not agreed and not quote.is_free:
+            # It looked like a repeat, which costs nothing, until the provider was asked.
+            raise SpendRefusedError(
+                "Not started yet, nothing was sent or charged: the earlier start of the same failed, was deleted or "
+                f"never arrived, so this would be a new one. Price: {quote.words}. Call create_finetune again with the "
+                "same arguments, and the person will be asked."
+            )
         others = await anyio.to_thread.run_sync(journal.others_of, intent)
         try:
             number = await anyio.to_thread.run_sync(journal.begin, intent, listed)

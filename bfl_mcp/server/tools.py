@@ -98,7 +98,8 @@ async def ask_consent(request: CreateFinetune, ctx: Context[App]) -> Consent | E
     except BFLError:
         # The tool meets it again, and tells it in its own words.
         return Consent(proceed=False)
-    return Consent(proceed=True) if question is None else Elicit(question, Consent)
+    # Where nothing is asked nothing is agreed to either: only a person says yes.
+    return Consent(proceed=False) if question is None else Elicit(question, Consent)
 
 
 async def create_finetune(

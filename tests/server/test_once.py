@@ -363,7 +363,7 @@ async def test_a_cancelled_call_loses_nothing(bfl: FakeBFL, home: Path, asked: d
         with anyio.fail_after(5):
             while rows(home)[0].state == "sending":  # noqa: ASYNC110 - the journal is a file
                 await anyio.sleep(0.01)
-        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+        facts = facts_of(await client.call_tool("get_finetune_details", {"wait_seconds": 1}))
 
     assert facts["finetune_id"] in bfl.finetunes
     assert len(bfl.starts()) == 1

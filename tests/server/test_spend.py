@@ -140,6 +140,38 @@ async def test_a_repeat_asks_nobody(bfl: FakeBFL, home: Path, era: str, asked: d
     assert facts["started"] is False
 
 
+async def test_a_repeat_of_what_failed_asks_again(bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]) -> None:
+    """It looks like a repeat, which costs nothing, until the provider says that the first one failed: then it costs."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        bfl.results[first["finetune_id"]]["status"] = "Error"
+        words = await refused(client, "create_finetune", asked)
+        sent_unasked = len(bfl.starts()) - 1
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert "nothing was sent or charged" in words
+    assert sent_unasked == 0
+    assert len(person.questions) == 2
+    assert facts["started"] is True
+
+
+async def test_a_question_that_could_not_be_asked_is_no_yes(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The provider stumbles while the question is prepared: nothing is spent, and the next call asks."""
+    person = Person()
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(bfl, home, era, person) as client:
+        words = await refused(client, "create_finetune", asked)
+        nothing = len(bfl.starts())
+        facts_of(await client.call_tool("create_finetune", asked))
+
+    assert "nothing was sent or charged" in words
+    assert nothing == 0
+    assert len(person.questions) == 1
+
+
 async def test_a_dry_run_asks_nobody_and_tells_the_price(
     bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
 ) -> None:
