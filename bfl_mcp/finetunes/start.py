@@ -120,6 +120,7 @@ class Starts:
         self._packing: dict[str, Background[_Packed]] = {}
         self._sending: dict[str, Background[FinetuneStarted]] = {}
         self._asked: dict[str, str] = {}
+        self._turns: dict[str, anyio.Lock] = {}
         self._is_our_trainer = False
         self.on_the_wire = 0
         """How many starts have left, or are leaving, and have no outcome in the journal yet."""
@@ -184,7 +185,11 @@ class Starts:
 
     async def newest(self) -> "Entry | Background[FinetuneStarted] | None":
         """The newest start: under way in this process, or the newest of the journal."""
-        for sending in reversed(self._sending.values()):
+        if self._sending:
+            key, sending = next(reversed(self._sending.items()))
+            if sending.is_finished:
+                # Its outcome is told now, and in the journal later.
+                del self._sending[key]
             return sending
         journal = await self.journal()
         entry = await anyio.to_thread.run_sync(journal.newest)
@@ -223,12 +228,9 @@ class Starts:
 
     # --- packing ----------------------------------------------------------------------------------------------------
 
-    def _packing_key(self, request: StartRequest) -> str:
-        return request.folder
-
     async def _pack(self, request: StartRequest, seconds: float, on_progress: OnProgress) -> _Packed | None:
         """The folder's archive, packed anew where the folder has changed; None where that takes longer."""
-        key = self._packing_key(request)
+        key = request.folder
         packing = self._packing.get(key)
         if packing is not None and packing.is_finished:
             stale = packing.has_failed or packing.result().stamp != await anyio.to_thread.run_sync(
@@ -252,10 +254,10 @@ class Starts:
 
     def _take(self, request: StartRequest, packed: _Packed) -> bool:
         """Take an archive for sending, once: another request about the same folder may have been quicker."""
-        packing = self._packing.get(self._packing_key(request))
+        packing = self._packing.get(request.folder)
         if packing is None or not packing.is_finished or packing.has_failed or packing.result() is not packed:
             return False
-        del self._packing[self._packing_key(request)]
+        del self._packing[request.folder]
         return True
 
     def _forget_old_archives(self) -> None:
@@ -382,9 +384,10 @@ class Starts:
             client = await self._connect()
             await client.check_training_is_open()
             intent = self._intent(request, archive, (await self._quote(request)).usd)
-            # Taking the lock does not wait: it is free, or somebody else is at it.
-            with journal.own(intent.key):
-                return await self._send_owned(request, archive, intent, agreed, journal, client, work)
+            # Inside this process the same start waits for its turn; of another process only the name is told.
+            async with self._turns.setdefault(intent.key, anyio.Lock()):
+                with journal.own(intent.key):
+                    return await self._send_owned(request, archive, intent, agreed, journal, client, work)
         finally:
             archive.close()
 
@@ -555,7 +558,7 @@ class Starts:
         )
 
     def _still_packing(self, request: StartRequest) -> FinetuneStarted:
-        doing = self._packing[self._packing_key(request)].doing
+        doing = self._packing[request.folder].doing
         return self._facts(
             request,
             started=False,

@@ -209,6 +209,27 @@ async def test_two_calls_at_once_are_one_start(bfl: FakeBFL, home: Path, asked: 
     assert answers[0]["finetune_id"] == answers[1]["finetune_id"]
 
 
+async def test_the_same_start_in_other_words_waits_for_its_turn(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The folder is spelled differently; the pictures are the same, so it is the same start."""
+    slow = Slow(bfl)
+    answers: list[dict[str, Any]] = []
+    async with connect(home, bfl) as client, anyio.create_task_group() as both:
+
+        async def ask(folder: str) -> None:
+            answers.append(facts_of(await client.call_tool("create_finetune", {**asked, "folder": folder})))
+
+        both.start_soon(ask, asked["folder"])
+        await slow.wait_for_arrival()
+        both.start_soon(ask, asked["folder"] + "/")
+        await anyio.sleep(0.3)
+        slow.let_go.set()
+
+    assert len(bfl.starts()) == 1
+    assert [answer["started"] for answer in answers] == [True, False]
+
+
 async def test_another_living_process_is_named_and_nothing_is_sent(
     bfl: FakeBFL, home: Path, asked: dict[str, Any]
 ) -> None:
