@@ -121,7 +121,7 @@ async def _submit_measured(client: Client, pid: int, folder: Path, result: Resul
 
     async def on_progress(_done: float, _total: float | None, message: str | None) -> None:
         nonlocal phase, started
-        if message and message.startswith("sending"):
+        if phase == "packing" and message and message.startswith("sending"):
             result.seconds[phase] = time.perf_counter() - started
             phase, started = "sending", time.perf_counter()
 
@@ -134,7 +134,7 @@ async def _submit_measured(client: Client, pid: int, folder: Path, result: Resul
 async def _submit(client: Client, folder: Path, *, dry_run: bool = False, **options: Any) -> None:
     arguments = {"folder": str(folder), "finetune_comment": "benchmark", "mode": "general", "dry_run": dry_run}
     answer = await client.call_tool("create_finetune", arguments, **options)
-    if answer.is_error:
+    if answer.is_error or (answer.structured_content or {}).get("started") is dry_run:
         raise RuntimeError(f"create_finetune failed: {answer.content}")
 
 

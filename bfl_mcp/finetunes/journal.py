@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from filelock import FileLock, Timeout
-
 from bfl_mcp.errors import APIError, ConfigError
 
 EntryState = Literal["sending", "started", "refused", "unclear", "released", "failed", "deleted"]
@@ -136,6 +134,8 @@ class Journal:
         Raises:
             StartInFlightError: Another process owns it.
         """
+        from filelock import FileLock, Timeout
+
         lock = FileLock(self._folder / f"{key}.lock", mode=0o600, thread_local=False)
         try:
             lock.acquire(timeout=0)
