@@ -358,8 +358,34 @@ async def test_a_row_left_by_a_dead_process_is_adopted(bfl: FakeBFL, home: Path,
     assert len(bfl.starts()) == 1
 
 
-async def test_a_finetune_of_another_start_is_not_adopted(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
-    """An id that the journal knows already belongs to its own start."""
+async def test_a_finetune_of_another_start_is_not_adopted(
+    bfl: FakeBFL, home: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    """Other pictures under the same name: that id belongs to its own start, as the journal knows."""
+    others = fill_folder(tmp_path / "others", count=2)
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        facts_of(await client.call_tool("create_finetune", {**asked, "folder": str(others)}))
+        await refused(client, "create_finetune", asked)
+
+    assert [entry.state for entry in rows(home)] == ["unclear", "started"]
+
+
+async def test_a_stranger_s_finetune_is_not_adopted(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """A colleague with the same key started something else meanwhile: its parameters are not ours."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": []}))
+        bfl.add_finetune(iterations=777)
+        await refused(client, "create_finetune", asked)
+        await refused(client, "create_finetune", asked)
+
+    assert [entry.state for entry in rows(home)] == ["unclear"]
+
+
+async def test_a_refused_start_leaves_the_others_alone(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """A repeat of an unclear start is blocked while others go their way."""
     bfl.say_next("POST", "/v1/finetune", Answer(503))
     async with connect(home, bfl) as client:
         await refused(client, "create_finetune", asked)
