@@ -7,6 +7,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -90,14 +91,20 @@ def pack_dataset(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
     except OSError as error:
-        file.close()
+        _discard(file)
         raise DatasetError(
             f"The archive could not be written to {tempfile.gettempdir()}: {error.strerror or error}. Nothing was sent."
         ) from None
     except BaseException:
-        file.close()
+        _discard(file)
         raise
     return Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
+
+
+def _discard(file: BinaryIO) -> None:
+    # What is left in the buffer may not fit on the disk either.
+    with suppress(OSError):
+        file.close()
 
 
 def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:

@@ -53,6 +53,17 @@ CREATE INDEX IF NOT EXISTS starts_by_time ON starts (created);
 """
 
 
+class JournalError(ConfigError):
+    """The journal cannot be read or written just now: the disk is full, or the file damaged."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(
+            f"The journal {str(path)!r} cannot be used ({reason}). Nothing was sent or charged by this call, because a "
+            "start that is not written down could be sent twice. Make room on the disk, or set BFL_MCP_HOME to a "
+            "folder that this user may write."
+        )
+
+
 class StartInFlightError(APIError):
     """Another living process is sending the same start."""
 
@@ -109,7 +120,7 @@ class Journal:
     """The journal of one `BFL_MCP_HOME`.
 
     Raises:
-        ConfigError: The folder cannot be written, or the file is no journal.
+        JournalError: The folder cannot be written, the disk is full, or the file is no journal. Each method may.
     """
 
     def __init__(self, home: Path) -> None:
@@ -121,11 +132,8 @@ class Journal:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             with self._connect() as database:
                 database.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"The journal {str(self._path)!r} cannot be used: {error}. Nothing was sent, because a start that is "
-                "not written down could be sent twice. Set BFL_MCP_HOME to a folder that this user may write."
-            ) from None
+        except OSError as error:
+            raise JournalError(self._path, error.strerror or error) from None
 
     @contextmanager
     def own(self, key: str) -> Iterator[None]:
@@ -141,6 +149,8 @@ class Journal:
             lock.acquire(timeout=0)
         except Timeout:
             raise StartInFlightError(self._in_flight(key)) from None
+        except OSError as error:
+            raise JournalError(self._path, error.strerror or error) from None
         try:
             yield
         finally:
@@ -255,10 +265,13 @@ class Journal:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            yield database
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = FULL")
+                yield database
+        except sqlite3.Error as error:
+            raise JournalError(self._path, error) from None
 
 
 def _entry(row: sqlite3.Row) -> Entry:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from pydantic import BaseModel, Field
 
 from bfl_mcp.config import Settings
 from bfl_mcp.contract import BFL_TRAINING_CLOSED_ON, TrainingParameters
-from bfl_mcp.errors import APIError, ConfigError, DatasetError, NotFoundError, OutcomeUnknownError, quote_foreign
+from bfl_mcp.errors import APIError, DatasetError, NotFoundError, OutcomeUnknownError, quote_foreign
 from bfl_mcp.finetunes.background import Background, OnProgress
-from bfl_mcp.finetunes.journal import Entry, Intent, Journal
+from bfl_mcp.finetunes.journal import Entry, Intent, Journal, JournalError
 from bfl_mcp.finetunes.provider import Provider
 from bfl_mcp.finetunes.settle import settle_open_starts
 from bfl_mcp.finetunes.spend import Quote, SpendRefusedError, check_spend_limit, quote_training
@@ -426,13 +425,7 @@ class Starts:
                 "same arguments, and the person will be asked."
             )
         others = await anyio.to_thread.run_sync(journal.others_of, intent)
-        try:
-            number = await anyio.to_thread.run_sync(journal.begin, intent, listed)
-        except sqlite3.Error as error:
-            raise ConfigError(
-                f"The journal cannot be written ({error}), so nothing was sent: a start that is not written down could "
-                "be sent twice. Make room on the disk, or set BFL_MCP_HOME to another one."
-            ) from None
+        number = await anyio.to_thread.run_sync(journal.begin, intent, listed)
         work.report(0, 1, f"sending {_megabytes(archive.size_bytes)}")
         self.on_the_wire += 1
         try:
@@ -476,7 +469,7 @@ class Starts:
         try:
             await settle_open_starts(client, journal, intent.provider, self._settings.settle_seconds, intent.key)
             entry = await anyio.to_thread.run_sync(journal.entry, number)
-        except (APIError, sqlite3.Error):
+        except (APIError, JournalError):
             return None
         return (entry.finetune_id, entry.practice) if entry.state == "started" and entry.finetune_id else None
 
@@ -651,8 +644,8 @@ async def _note(end: Callable[..., None], *arguments: Any, **facts: Any) -> None
     """
     try:
         await anyio.to_thread.run_sync(partial(end, *arguments, **facts))
-    except sqlite3.Error:
-        logger.exception("an outcome could not be written into the journal: %s", arguments)
+    except JournalError as error:
+        logger.error("an outcome could not be written down: %s, %s", arguments, error)  # noqa: TRY400 - it is all said
 
 
 def _stamp(folder: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bfl_mcp.errors import ConfigError
-from bfl_mcp.finetunes.journal import Intent, Journal, StartInFlightError
+from bfl_mcp.finetunes.journal import Intent, Journal, JournalError, StartInFlightError
 
 
 def intent(**changes: Any) -> Intent:
@@ -111,7 +111,7 @@ def test_two_rows_of_one_key_cannot_be_on_their_way(journal: Journal) -> None:
     """The last line of defence is the database itself."""
     journal.begin(intent(), [])
 
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(JournalError, match="UNIQUE"):
         journal.begin(intent(), [])
 
 

@@ -122,7 +122,7 @@ async def test_a_journal_that_cannot_be_written_stops_the_start(
     async with connect(home, bfl) as client:
         words = await refused(client, "create_finetune", asked)
 
-    assert "nothing was sent" in words
+    assert "Nothing was sent" in words
     assert not bfl.starts()
 
 
