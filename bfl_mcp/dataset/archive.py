@@ -78,7 +78,10 @@ def pack_dataset(
             f"It holds {count} images; this provider trains on {MIN_IMAGES} to {max_images}: "
             f"remove {count - max_images}."
         )
-    file = tempfile.TemporaryFile(prefix="bfl-mcp-", suffix=".zip")
+    try:
+        file = tempfile.TemporaryFile(prefix="bfl-mcp-", suffix=".zip")
+    except OSError as error:
+        raise _no_room(error) from None
     try:
         # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
         images = dataset.images if count <= 2 * max_images else ()
@@ -92,13 +95,18 @@ def pack_dataset(
         file.seek(0)
     except OSError as error:
         _discard(file)
-        raise DatasetError(
-            f"The archive could not be written to {tempfile.gettempdir()}: {error.strerror or error}. Nothing was sent."
-        ) from None
+        raise _no_room(error) from None
     except BaseException:
         _discard(file)
         raise
     return Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
+
+
+def _no_room(error: OSError) -> DatasetError:
+    return DatasetError(
+        f"The archive could not be written to the folder for temporary files: {error.strerror or error}. Nothing was sent "
+        "or charged. Make room on the disk, or set TMPDIR to a folder that has some."
+    )
 
 
 def _discard(file: BinaryIO) -> None:

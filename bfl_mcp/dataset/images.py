@@ -272,7 +272,7 @@ def _coded(picture: "Image.Image", form: str, **options: Any) -> bytes:
             file.seek(0)
             return file.read()
     except OSError as error:
-        raise DatasetError(f"it could not be coded in {tempfile.gettempdir()}: {error.strerror or error}") from None
+        raise DatasetError(f"it could not be written to a temporary file: {error.strerror or error}") from None
 
 
 def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":
