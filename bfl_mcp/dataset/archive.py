@@ -104,8 +104,8 @@ def pack_dataset(
 
 def _no_room(error: OSError) -> DatasetError:
     return DatasetError(
-        f"The archive could not be written to the folder for temporary files: {error.strerror or error}. Nothing was sent "
-        "or charged. Make room on the disk, or set TMPDIR to a folder that has some."
+        f"The archive could not be written to the folder for temporary files: {error.strerror or error}. Nothing was "
+        "sent or charged. Make room on the disk, or set TMPDIR to a folder that has some."
     )
 
 

@@ -198,6 +198,15 @@ class Journal:
                 (state, time.time(), finetune_id, practice, problem, number),
             )
 
+    def adopt(self, entry: Entry, finetune_id: str, *, practice: bool | None) -> None:
+        """Give an open start the finetune that was found for it, unless another start has got it meanwhile."""
+        with self._connect() as database, database:
+            database.execute(
+                "UPDATE starts SET state = 'started', changed = ?, finetune_id = ?, practice = ?, problem = NULL "
+                "WHERE number = ? AND NOT EXISTS (SELECT 1 FROM starts WHERE provider = ? AND finetune_id = ?)",
+                (time.time(), finetune_id, practice, entry.number, entry.provider, finetune_id),
+            )
+
     def repeats(self, key: str) -> list[Entry]:
         """The starts that stand in the way of another with this key, newest first."""
         since = time.time() - _REPEAT_SECONDS

@@ -71,8 +71,7 @@ async def _settle(
         [(finetune_id, details)] = fitting.items()
         engine = details.get("engine")
         practice = None if engine is None else engine == "practice"
-        adopt = partial(journal.end, entry.number, "started", finetune_id=finetune_id, practice=practice)
-        await anyio.to_thread.run_sync(adopt)
+        await anyio.to_thread.run_sync(partial(journal.adopt, entry, finetune_id, practice=practice))
     elif fitting:
         problem = f"it may be any of {', '.join(sorted(fitting))}"
         if entry.problem != problem:

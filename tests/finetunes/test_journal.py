@@ -165,6 +165,20 @@ def test_the_newest_start_is_one_that_was_not_refused(journal: Journal) -> None:
     assert newest.finetune_id == "x"
 
 
+def test_one_finetune_belongs_to_one_start(journal: Journal) -> None:
+    """Another start got the answer in the moment between looking and adopting."""
+    lost, answered = (journal.begin(intent(archive_sha256=name), []) for name in ("lost", "answered"))
+    journal.end(lost, "unclear")
+    journal.end(answered, "started", finetune_id="x")
+
+    journal.adopt(journal.entry(lost), "x", practice=None)
+    blocked = journal.entry(lost).state
+    journal.adopt(journal.entry(lost), "y", practice=None)
+
+    assert blocked == "unclear"
+    assert (journal.entry(lost).state, journal.entry(lost).finetune_id) == ("started", "y")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A start that is not written down could be sent twice, so none is sent."""
     (tmp_path / "file").write_text("in the way")
