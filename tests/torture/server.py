@@ -69,6 +69,8 @@ class Server:
         self.calls: list[Call] = []
         self.struck_at = float("inf")
         """When it was ended by a signal: its last line may be half a line then."""
+        self.disk_was_full = False
+        """Whether there was a time when it could write nothing down."""
         self.began = time.monotonic()
         self.ended: float | None = None
         self._log = log
@@ -139,6 +141,7 @@ class Server:
 
     def fill_disk(self, size_bytes: int) -> None:
         """From now on no file of the process can grow beyond so many bytes, as on a full disk."""
+        self.disk_was_full = True
         self._log(self.name, f"<- the disk is full at {size_bytes} bytes a file")
         self._limit_files(size_bytes)
 

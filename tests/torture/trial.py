@@ -276,7 +276,7 @@ class _Trial:
             server.destroy()
         if server.leaves_children():
             self.violations.append(f"outlives: {server.name} left children")
-        if kind in ("stdin closed", "cancelled", "SIGTERM"):
+        if kind in ("stdin closed", "cancelled", "SIGTERM") and not server.disk_was_full:
             self._check_shielded(server, kind)
 
     def _check_shielded(self, server: Server, kind: str) -> None:
