@@ -2,10 +2,13 @@
 
 BFLError
 ├── ConfigError                  the configuration cannot be used; nothing was started
+│   └── JournalError             the journal cannot be read or written (finetunes.journal)
 ├── DatasetError                 the image folder cannot be trained on; carries every fault found
+├── SpendRefusedError            money would be spent that nobody agreed to (finetunes.spend)
 └── APIError                     the API refused, or could not be reached; nothing was started
     ├── TrainingClosedError      BFL's hosts no longer train; nothing was uploaded
     ├── NotFoundError            the API answers, and knows no such finetune
+    ├── StartInFlightError       another process is sending the same start (finetunes.journal)
     └── OutcomeUnknownError      a start was sent and no usable answer came back
 
 Every message says what happened, with which value, and what to do next.
