@@ -347,9 +347,9 @@ class BFLClient:
 
     def _unclear(self, what: str) -> str:
         return (
-            f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. Do not start it "
-            f"again before this is settled: ask the person to look at {self.base_url}/v1/my_finetunes or at the "
-            "provider's dashboard first."
+            f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. A repeat is "
+            "blocked until this is settled, which the next call tries by itself. If it stays unclear, ask the person "
+            f"to look at {self.base_url}/v1/my_finetunes or at the provider's dashboard first."
         )
 
     @property

@@ -26,11 +26,17 @@ class Background(Generic[_T]):
         self._finished = anyio.Event()
         self._outcome: list[_T] = []
         self._failure: BaseException | None = None
+        self._ended: float | None = None
         tasks.start_soon(self._run, work)
 
     @property
     def is_finished(self) -> bool:
         return self._finished.is_set()
+
+    @property
+    def finished_for(self) -> float:
+        """Seconds since its end; 0 while it goes on."""
+        return 0.0 if self._ended is None else anyio.current_time() - self._ended
 
     @property
     def has_failed(self) -> bool:
@@ -76,4 +82,5 @@ class Background(Generic[_T]):
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits for it
             self._failure = error
         finally:
+            self._ended = anyio.current_time()
             self._finished.set()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from bfl_mcp.errors import APIError, ConfigError
+from bfl_mcp.finetunes.spend import check_spend_limit
 
 EntryState = Literal["sending", "started", "refused", "unclear", "released", "failed", "deleted"]
 """sending: on its way · started: has an id · refused: the provider said no · unclear: it may be running · released: it
@@ -156,10 +157,16 @@ class Journal:
         finally:
             lock.release()
 
-    def begin(self, intent: Intent, known_before: list[str]) -> int:
-        """Write down a start that is about to be sent. On disk for good when this returns."""
+    def begin(self, intent: Intent, known_before: list[str], limit_usd: float | None = None) -> int:
+        """Write down a start that is about to be sent. On disk for good when this returns.
+
+        Raises:
+            SpendRefusedError: It would bring the last 24 hours above the limit. Two processes cannot both slip below.
+        """
         now = time.time()
         with self._connect() as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            check_spend_limit(intent.price_usd, _spent_usd(database), limit_usd)
             cursor = database.execute(
                 "INSERT INTO starts (key, state, created, changed, provider, folder, comment, images, archive_sha256, "
                 "pictures_sha256, parameters, price_usd, known_before) "
@@ -248,12 +255,7 @@ class Journal:
     def spent_usd(self) -> float:
         """What was spent in the last 24 hours, as far as prices are known. What is unclear counts: it may be billed."""
         with self._connect() as database:
-            row = database.execute(
-                "SELECT coalesce(sum(price_usd), 0) FROM starts "
-                "WHERE created > ? AND state IN ('sending', 'unclear', 'started', 'failed', 'deleted')",
-                (time.time() - _DAY_SECONDS,),
-            ).fetchone()
-        return float(row[0])
+            return _spent_usd(database)
 
     def _in_flight(self, key: str) -> str:
         rows = [entry for entry in self.repeats(key) if entry.state == "sending"]
@@ -281,6 +283,15 @@ class Journal:
                 yield database
         except sqlite3.Error as error:
             raise JournalError(self._path, error) from None
+
+
+def _spent_usd(database: sqlite3.Connection) -> float:
+    row = database.execute(
+        "SELECT coalesce(sum(price_usd), 0) FROM starts "
+        "WHERE created > ? AND state IN ('sending', 'unclear', 'started', 'failed', 'deleted')",
+        (time.time() - _DAY_SECONDS,),
+    ).fetchone()
+    return float(row[0])
 
 
 def _entry(row: sqlite3.Row) -> Entry:

@@ -39,16 +39,16 @@ def quote_training(provider: Provider, iterations: int, *, is_our_trainer: bool)
     return Quote(None, "unknown: this provider publishes no price here")
 
 
-def check_spend_limit(quote: Quote, spent_usd: float, limit_usd: float | None) -> None:
+def check_spend_limit(price_usd: float | None, spent_usd: float, limit_usd: float | None) -> None:
     """Refuse a training that would bring the last 24 hours above the limit.
 
     Raises:
         SpendRefusedError: It would.
     """
-    if limit_usd is None or quote.usd is None or quote.is_free or spent_usd + quote.usd <= limit_usd:
+    if limit_usd is None or not price_usd or spent_usd + price_usd <= limit_usd:
         return
     raise SpendRefusedError(
-        f"Not started, and nothing was sent: it costs ${quote.usd:.2f}, ${spent_usd:.2f} were spent or may have been "
+        f"Not started, and nothing was sent: it costs ${price_usd:.2f}, ${spent_usd:.2f} were spent or may have been "
         f"spent in the last 24 hours, and the person set a limit of ${limit_usd:.2f} (BFL_MCP_SPEND_LIMIT_USD). Tell "
         "the person; only they can raise it."
     )

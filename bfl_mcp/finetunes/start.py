@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 _ANSWER_SECONDS: Final = 45.0
 """Hosts give up after 60 seconds; what takes longer goes on, and the same call again returns its outcome."""
 
+_OUTCOME_KEPT_SECONDS: Final = 600.0
+"""How long the outcome of a start that nobody waited for is kept for the same call again."""
+
 _SKIPPED_LISTED: Final = 40
 _ARCHIVES_KEPT: Final = 2
 _WIRE_SECONDS_ON_CLOSE: Final = 30.0
@@ -147,18 +150,23 @@ class Starts:
         if request.dry_run:
             packed = await self._pack(request, _ANSWER_SECONDS, tell)
             return self._still_packing(request) if packed is None else self._rehearsed(request, packed)
+        agreed, agreed_to = False, ""
+        self._forget_old_outcomes()
         while key not in self._sending:
             packed = await self._pack(request, _ANSWER_SECONDS, tell)
             if packed is None:
                 return self._still_packing(request)
-            agreed = await self._check_consent(request, packed, approved)
+            if packed.archive.sha256 != agreed_to:
+                agreed = await self._check_consent(request, packed, approved)
+                agreed_to = packed.archive.sha256
             if key not in self._sending and self._take(request, packed):
                 self._sending[key] = Background(self._tasks, partial(self._send, request, packed, agreed))
         sending = self._sending[key]
         left = _ANSWER_SECONDS - (anyio.current_time() - began)
         if not await sending.wait(max(left, 1.0), tell):
             return self._still_sending(request, sending)
-        self._sending.pop(key, None)
+        if self._sending.get(key) is sending:
+            del self._sending[key]
         return sending.result()
 
     async def question(self, request: StartRequest, *, answered: bool) -> str | None:
@@ -182,14 +190,17 @@ class Starts:
         self._asked[request.fingerprint] = packed.archive.sha256
         return self._question(request, packed, await self._quote(request))
 
+    def _forget_old_outcomes(self) -> None:
+        """Drop outcomes that nobody asked for in time: the journal tells of them, and the world has gone on."""
+        old = [key for key, sending in self._sending.items() if sending.finished_for > _OUTCOME_KEPT_SECONDS]
+        for key in old:
+            del self._sending[key]
+
     async def newest(self) -> "Entry | Background[FinetuneStarted] | None":
         """The newest start: under way in this process, or the newest of the journal."""
+        self._forget_old_outcomes()
         if self._sending:
-            key, sending = next(reversed(self._sending.items()))
-            if sending.is_finished:
-                # Its outcome is told now, and in the journal later.
-                del self._sending[key]
-            return sending
+            return next(reversed(self._sending.values()))
         journal = await self.journal()
         entry = await anyio.to_thread.run_sync(journal.newest)
         if entry is not None and entry.state in ("sending", "unclear") and entry.provider == self.provider_url:
@@ -232,10 +243,12 @@ class Starts:
         key = request.folder
         packing = self._packing.get(key)
         if packing is not None and packing.is_finished:
-            stale = packing.has_failed or packing.result().stamp != await anyio.to_thread.run_sync(
-                _stamp, request.folder
-            )
-            if stale:
+            stamp = await anyio.to_thread.run_sync(_stamp, request.folder)
+            if self._packing.get(key) is not packing:
+                # Somebody took it for sending, or packs anew, while we looked.
+                return await self._pack(request, seconds, on_progress)
+            if packing.has_failed or packing.result().stamp != stamp:
+                del self._packing[key]
                 if not packing.has_failed:
                     packing.result().archive.close()
                 packing = None
@@ -339,8 +352,11 @@ class Starts:
         if await self._needs_no_consent(request, packed):
             return False
         if approved is None:
-            if request.confirm_cost_usd == quote.confirmation_usd:
+            asked_before = asked_about == packed.archive.sha256
+            if asked_before and request.confirm_cost_usd == quote.confirmation_usd:
                 return True
+            # Only the very archive that the question was about may be confirmed, and only after the question.
+            self._asked[request.fingerprint] = packed.archive.sha256
             raise SpendRefusedError(
                 f"Not started yet, nothing was sent or charged. {self._question(request, packed, quote)} Ask the "
                 "person. If they agree, call create_finetune again with the same arguments and "
@@ -412,11 +428,12 @@ class Starts:
         for entry in await anyio.to_thread.run_sync(journal.repeats, intent.key):
             if request.allow_duplicate:
                 break
-            existing = await self._existing(request, archive, entry, client, journal)
+            existing = await self._existing(request, archive, entry, listed, client, journal)
             if existing is not None:
                 return existing
         quote = await self._quote(request)
-        check_spend_limit(quote, await anyio.to_thread.run_sync(journal.spent_usd), self._settings.spend_limit_usd)
+        # Told here first, and held to where the row is written.
+        check_spend_limit(quote.usd, await anyio.to_thread.run_sync(journal.spent_usd), self._settings.spend_limit_usd)
         if not agreed and not quote.is_free:
             # It looked like a repeat, which costs nothing, until the provider was asked.
             raise SpendRefusedError(
@@ -425,7 +442,7 @@ class Starts:
                 "same arguments, and the person will be asked."
             )
         others = await anyio.to_thread.run_sync(journal.others_of, intent)
-        number = await anyio.to_thread.run_sync(journal.begin, intent, listed)
+        number = await anyio.to_thread.run_sync(journal.begin, intent, listed, self._settings.spend_limit_usd)
         work.report(0, 1, f"sending {_megabytes(archive.size_bytes)}")
         self.on_the_wire += 1
         try:
@@ -474,7 +491,13 @@ class Starts:
         return (entry.finetune_id, entry.practice) if entry.state == "started" and entry.finetune_id else None
 
     async def _existing(
-        self, request: StartRequest, archive: "Archive", entry: Entry, client: "BFLClient", journal: Journal
+        self,
+        request: StartRequest,
+        archive: "Archive",
+        entry: Entry,
+        listed: list[str],
+        client: "BFLClient",
+        journal: Journal,
     ) -> FinetuneStarted | None:
         """The answer to a repeat, or None where the earlier start no longer stands in the way."""
         when = ago(time.time() - entry.created)
@@ -491,8 +514,11 @@ class Starts:
         try:
             state = (await read_status(client, entry.finetune_id)).state
         except NotFoundError:
-            await _note(journal.end, entry.number, "deleted")
-            return None
+            # A fresh one may not be known everywhere yet: gone is what is in no list either, after a while.
+            known_for = time.time() - entry.changed
+            if entry.finetune_id not in listed and known_for >= self._settings.settle_seconds:
+                await _note(journal.end, entry.number, "deleted")
+                return None
         except APIError:
             state = "unknown"
         if state == "failed":

@@ -134,7 +134,9 @@ def _app(ctx: Context[App]) -> App:
 
 
 def _can_ask(ctx: Context[App]) -> bool:
-    return ctx.client_capabilities is not None and ctx.client_capabilities.elicitation is not None
+    asking = ctx.client_capabilities.elicitation if ctx.client_capabilities is not None else None
+    # A host that can only open web pages cannot show our question.
+    return asking is not None and (asking.form is not None or asking.url is None)
 
 
 TOOLS = [

@@ -12,6 +12,7 @@ import pytest
 
 from bfl_mcp.errors import ConfigError
 from bfl_mcp.finetunes.journal import Intent, Journal, JournalError, StartInFlightError
+from bfl_mcp.finetunes.spend import SpendRefusedError
 
 
 def intent(**changes: Any) -> Intent:
@@ -136,6 +137,16 @@ def test_a_lock_dies_with_its_process(journal: Journal, home: Path) -> None:
 
     with journal.own("k"):
         pass
+
+
+def test_the_limit_holds_in_the_moment_of_writing(journal: Journal) -> None:
+    """Two processes that both looked before either wrote must not both slip below it."""
+    journal.begin(intent(), [], 6.0)
+
+    with pytest.raises(SpendRefusedError, match="BFL_MCP_SPEND_LIMIT_USD"):
+        journal.begin(intent(archive_sha256="another"), [], 6.0)
+
+    assert journal.spent_usd() == 4.0
 
 
 def test_what_was_spent_counts_for_a_day(journal: Journal, home: Path) -> None:

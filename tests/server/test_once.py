@@ -163,7 +163,7 @@ async def test_what_came_to_nothing_does_not_block(bfl: FakeBFL, home: Path, ask
     """Trying again after a failure is what anyone would do."""
     if end == "refused":
         bfl.say_next("POST", "/v1/finetune", Answer(402, {"detail": "Insufficient credits"}))
-    async with connect(home, bfl) as client:
+    async with connect(home, bfl, settle=0) as client:
         first = await client.call_tool("create_finetune", asked)
         if end == "failed":
             bfl.results[facts_of(first)["finetune_id"]]["status"] = "Error"
@@ -174,6 +174,21 @@ async def test_what_came_to_nothing_does_not_block(bfl: FakeBFL, home: Path, ask
 
     assert second["started"] is True
     assert [entry.state for entry in rows(home)] == [end, "started"]
+
+
+async def test_a_fresh_finetune_that_is_not_known_yet_is_not_taken_for_deleted(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The provider's servers may lag behind each other for a moment; a second start would be paid."""
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        for path in ("/v1/finetune_details", "/v1/get_result"):
+            bfl.say_next("GET", path, Answer(404, {"detail": "Not Found"}))
+        second = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (second["started"], second["state"]) == (False, "unknown")
+    assert second["finetune_id"] == first["finetune_id"]
+    assert len(bfl.starts()) == 1
 
 
 async def test_the_same_pictures_with_other_words_start_and_name_the_other(
@@ -495,6 +510,7 @@ async def test_a_host_of_bfl_is_asked_with_the_key_of_bfl(bfl: FakeBFL, home: Pa
     """A finetune is known only where it was trained, and BFL has several hosts."""
     paid = {**asked, "confirm_cost_usd": 4}
     async with connect(home, bfl, "https://api.us.bfl.ai") as client:
+        await refused(client, "create_finetune", asked)
         started = facts_of(await client.call_tool("create_finetune", paid))
     bfl.requests.clear()
     async with connect(home, bfl, "https://api.bfl.ai") as client:

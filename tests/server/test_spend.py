@@ -214,12 +214,15 @@ async def test_a_bad_folder_asks_nobody(bfl: FakeBFL, home: Path, era: str, tmp_
 async def test_without_a_way_to_ask_the_price_must_be_named(
     bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
 ) -> None:
-    """The first call answers with the price and asks the agent to ask; only the very price starts it."""
+    """The first call answers with the price, whatever it guesses; then only the very price starts, for that folder."""
     async with connect(bfl, home, era) as client:
-        first = await refused(client, "create_finetune", asked)
+        guessed = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": 4})
+        fill_folder(Path(asked["folder"]), count=4)
+        first = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": 4})
         wrong = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": 2})
         facts = facts_of(await client.call_tool("create_finetune", {**asked, "confirm_cost_usd": 4}))
 
+    assert "confirm_cost_usd=4" in guessed
     assert "confirm_cost_usd=4" in first
     assert "Ask the person" in first
     assert "confirm_cost_usd=4" in wrong
@@ -232,7 +235,7 @@ async def test_an_unknown_price_is_said_to_be_unknown(
 ) -> None:
     """Other hosts publish no price here; that is no reason to call it free."""
     async with connect(bfl, home, era, url=ELSEWHERE) as client:
-        words = await refused(client, "create_finetune", asked)
+        words = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": 0})
         facts = facts_of(await client.call_tool("create_finetune", {**asked, "confirm_cost_usd": 0}))
 
     assert "unknown" in words

@@ -234,7 +234,7 @@ async def test_an_open_outcome_is_an_error_that_forbids_a_repeat(connect: Connec
         words = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
 
     assert "may be running" in words
-    assert "Do not start it again" in words
+    assert "A repeat is blocked" in words
     assert len(bfl.starts()) == 1
 
 
