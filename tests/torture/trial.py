@@ -284,7 +284,9 @@ class _Trial:
         known = {row.finetune_id for row in read_journal(self.home).rows}
         for start in self.provider.starts:
             late = server.struck_at + _SIGTERM_FINISHES_SECONDS
-            if start.due is not None and start.due < late and start.finetune_id not in known:
+            # What an earlier server left behind is not this one's to write down.
+            its_own = start.due is not None and server.began <= start.due < late
+            if its_own and start.finetune_id not in known:
                 self.violations.append(f"shield: {server.name} ({kind}) ended without writing down {start.finetune_id}")
 
     def _ask(self, server: Server, label: str, *, slash: bool = False, **more: Any) -> Call:
