@@ -346,10 +346,13 @@ class BFLClient:
         return f"No server can be reached at {self.base_url} ({reason}). {advice}, and try again."
 
     def _unclear(self, what: str) -> str:
+        where = (
+            "its data folder" if self._in_process else f"{self.base_url}/v1/my_finetunes or the provider's dashboard"
+        )
         return (
             f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. A repeat is "
             "blocked until this is settled, which the next call tries by itself. If it stays unclear, ask the person "
-            f"to look at {self.base_url}/v1/my_finetunes or at the provider's dashboard first."
+            f"to look into {where}."
         )
 
     @property

@@ -21,7 +21,6 @@ class Background(Generic[_T]):
     """
 
     def __init__(self, tasks: TaskGroup, work: "Callable[[Background[_T]], Awaitable[_T]]") -> None:
-        self.done_share = 0.0
         self.doing = ""
         self._finished = anyio.Event()
         self._outcome: list[_T] = []
@@ -42,9 +41,8 @@ class Background(Generic[_T]):
     def has_failed(self) -> bool:
         return self._failure is not None
 
-    def report(self, done: float, total: float, doing: str) -> None:
+    def report(self, doing: str) -> None:
         """Say how far it is. Any thread may."""
-        self.done_share = done / total if total else 0.0
         self.doing = doing
 
     async def wait(self, seconds: float, on_progress: OnProgress) -> bool:

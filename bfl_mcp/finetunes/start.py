@@ -289,7 +289,7 @@ class Starts:
 
             def on_image(done: int) -> None:
                 anyio.from_thread.check_cancelled()
-                work.report(done, total, f"{done} of {total} images packed")
+                work.report(f"{done} of {total} images packed")
 
             archive = pack_dataset(
                 dataset,
@@ -394,7 +394,7 @@ class Starts:
     ) -> FinetuneStarted:
         archive = packed.archive
         try:
-            work.report(0, 1, "asking the provider what it has")
+            work.report("asking the provider what it has")
             journal = await self.journal()
             client = await self._connect()
             await client.check_training_is_open()
@@ -443,7 +443,7 @@ class Starts:
             )
         others = await anyio.to_thread.run_sync(journal.others_of, intent)
         number = await anyio.to_thread.run_sync(journal.begin, intent, listed, self._settings.spend_limit_usd)
-        work.report(0, 1, f"sending {_megabytes(archive.size_bytes)}")
+        work.report(f"sending {_megabytes(archive.size_bytes)}")
         self.on_the_wire += 1
         try:
             finetune_id, practice = await self._post(archive, intent, number, journal, client)
@@ -506,8 +506,8 @@ class Starts:
             raise OutcomeUnknownError(
                 f"Not sent again: the same finetune was sent {when} as {name}, and what came of it is not known yet: "
                 f"{quote_foreign(entry.problem or 'no answer came')}. It may be running, and may be billed. It is "
-                f"looked for at each call, and given up {self._settings.settle_seconds:.0f} seconds after it got lost. "
-                "Call create_finetune again with the same arguments in two minutes, or with allow_duplicate=true if "
+                f"looked for at each call, and given up after {self._settings.settle_seconds:.0f} seconds without a "
+                "trace of it. Call create_finetune again with the same arguments then, or with allow_duplicate=true if "
                 "the person wants a second one in any case."
             )
         state: str = "unknown"

@@ -147,7 +147,7 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
             starts = Starts(settings, choose_provider(settings), connection.client, tasks)
             server.starts = starts
             try:
-                yield App(settings, connection, starts)
+                yield App(connection, starts)
             finally:
                 await starts.close()
                 tasks.cancel_scope.cancel()

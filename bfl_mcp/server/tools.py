@@ -12,7 +12,6 @@ from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
-from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
 from bfl_mcp.errors import BFLError
 from bfl_mcp.finetunes.lookup import find_status
@@ -32,7 +31,6 @@ WAITING_FOR_PERSON: ContextVar[anyio.CancelScope] = ContextVar("waiting_for_pers
 class App:
     """What the tools share for the life of the process."""
 
-    settings: Settings
     connection: "Connection"
     starts: Starts
 
