@@ -1,7 +1,7 @@
-"""Work that goes on while nobody waits for it, and whose outcome is kept for whoever asks next."""
+"""Work that goes on while nobody waits for it, whose outcome is kept for whoever asks next; and the calls that wait."""
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -11,7 +11,44 @@ _T = TypeVar("_T")
 OnProgress = Callable[[float, float, str], Coroutine[Any, Any, None]]
 """Takes how much is done, of how much, and a sentence about it."""
 
-_SECONDS_BETWEEN_REPORTS: Final = 0.5
+_SECONDS_BETWEEN_REPORTS = 0.5
+
+
+class Call:
+    """One call to a tool: how long it may still take, in seconds, and who listens meanwhile."""
+
+    def __init__(self, seconds: float, on_progress: OnProgress) -> None:
+        self._seconds = seconds
+        self._on_progress = on_progress
+        self._began = anyio.current_time()
+        self._paused: float | None = None
+        self._told = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """How long it has taken so far, without the time a person was waited for."""
+        return anyio.current_time() - self._began
+
+    @property
+    def left(self) -> float:
+        return max(self._seconds - self.elapsed, 0.0)
+
+    async def tell(self, doing: str) -> None:
+        """Report how far it is. Progress rises with each report, as the protocol wants it."""
+        elapsed = self.elapsed
+        if elapsed > self._told:
+            self._told = elapsed
+            await self._on_progress(elapsed, max(self._seconds, elapsed), doing)
+
+    def pause(self) -> None:
+        """Stop the clock: a person thinks."""
+        self._paused = anyio.current_time()
+
+    def resume(self) -> None:
+        """Let the clock run on, if it was stopped."""
+        if self._paused is not None:
+            self._began += anyio.current_time() - self._paused
+            self._paused = None
 
 
 class Background(Generic[_T]):
@@ -45,20 +82,19 @@ class Background(Generic[_T]):
         """Say how far it is. Any thread may."""
         self.doing = doing
 
-    async def wait(self, seconds: float, on_progress: OnProgress) -> bool:
-        """Wait for its end, and tell meanwhile how far it is. Returns whether it has ended."""
-        began = anyio.current_time()
-        told = 0.0
+    async def wait(self, call: Call, at_least: float = 0.0) -> bool:
+        """Wait for its end as long as the call lasts, and tell meanwhile how far it is. Returns whether it has ended.
+
+        `at_least` seconds are waited even where the call has none left.
+        """
+        until = anyio.current_time() + max(call.left, at_least)
         while not self.is_finished:
-            left = began + seconds - anyio.current_time()
+            left = until - anyio.current_time()
             if left <= 0:
                 return False
             with anyio.move_on_after(min(_SECONDS_BETWEEN_REPORTS, left)):
                 await self._finished.wait()
-            elapsed = anyio.current_time() - began
-            if elapsed > told:
-                told = elapsed
-                await on_progress(elapsed, seconds, self.doing)
+            await call.tell(self.doing)
         return True
 
     def result(self) -> _T:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bfl_mcp.errors import APIError, ConfigError
+from bfl_mcp.errors import APIError, ConfigError, quote_foreign
 from bfl_mcp.finetunes.spend import check_spend_limit
 
 EntryState = Literal["sending", "started", "refused", "unclear", "released", "failed", "deleted"]
@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS starts (
     created REAL NOT NULL,
     changed REAL NOT NULL,
     provider TEXT NOT NULL,
+    account TEXT NOT NULL,
+    engine TEXT,
     folder TEXT NOT NULL,
     comment TEXT NOT NULL,
     images INTEGER NOT NULL,
@@ -71,9 +73,13 @@ class StartInFlightError(APIError):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What is about to be sent. `provider` is its address, empty for the trainer inside this process."""
+    """What is about to be sent. `provider` is its address, empty for the trainer inside this process.
+
+    `account` stands for the API key (see `account_of`): only with the same one a lost answer can be looked for.
+    """
 
     provider: str
+    account: str
     engine: str | None
     folder: str
     comment: str
@@ -87,7 +93,7 @@ class Intent:
     def key(self) -> str:
         """What makes two starts the same: pictures, captions, provider, engine and parameters.
 
-        `finetune_comment` is left out, because models reword it.
+        `finetune_comment` is left out, because models reword it, and so is the account, because keys are renewed.
         """
         parameters = {name: value for name, value in self.parameters.items() if name != "finetune_comment"}
         identity = [self.archive_sha256, self.provider, self.engine, parameters]
@@ -95,22 +101,13 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Intent):
     """A start as the journal knows it. `created` and `changed`, when its state last did, are Unix times in seconds."""
 
     number: int
-    key: str
     state: EntryState
     created: float
     changed: float
-    provider: str
-    folder: str
-    comment: str
-    images: int
-    archive_sha256: str
-    pictures_sha256: str
-    parameters: Mapping[str, Any]
-    price_usd: float | None
     known_before: tuple[str, ...]
     finetune_id: str | None
     practice: bool | None
@@ -137,17 +134,17 @@ class Journal:
             raise JournalError(self._path, error.strerror or error) from None
 
     @contextmanager
-    def own(self, key: str) -> Iterator[None]:
+    def own(self, key: str, wait_seconds: float = 0.0) -> Iterator[None]:
         """Own all starts of a key for the block: no other process sends or settles one meanwhile.
 
         Raises:
-            StartInFlightError: Another process owns it.
+            StartInFlightError: Another process owns it, and still does after `wait_seconds`.
         """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._folder / f"{key}.lock", mode=0o600, thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait_seconds)
         except Timeout:
             raise StartInFlightError(self._in_flight(key)) from None
         except OSError as error:
@@ -168,14 +165,16 @@ class Journal:
             database.execute("BEGIN IMMEDIATE")
             check_spend_limit(intent.price_usd, _spent_usd(database), limit_usd)
             cursor = database.execute(
-                "INSERT INTO starts (key, state, created, changed, provider, folder, comment, images, archive_sha256, "
-                "pictures_sha256, parameters, price_usd, known_before) "
-                "VALUES (?, 'sending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO starts (key, state, created, changed, provider, account, engine, folder, comment, images, "
+                "archive_sha256, pictures_sha256, parameters, price_usd, known_before) "
+                "VALUES (?, 'sending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     intent.key,
                     now,
                     now,
                     intent.provider,
+                    intent.account,
+                    intent.engine,
                     intent.folder,
                     intent.comment,
                     intent.images,
@@ -259,10 +258,10 @@ class Journal:
 
     def _in_flight(self, key: str) -> str:
         rows = [entry for entry in self.repeats(key) if entry.state == "sending"]
-        name = f"{rows[0].comment!r}" if rows else "the same"
+        doing = f"is sending {quote_foreign(rows[0].comment, 80)!r}" if rows else "is busy with the same"
         return (
-            f"Another server process on this machine is sending {name} right now: the same images with the same "
-            "parameters. Nothing more was sent. Ask again in a minute; it will be known then what came of it."
+            f"Another server process on this machine {doing} right now: the same images with the same parameters. "
+            "Nothing more was sent. Ask again in a minute; it will be known then what came of it."
         )
 
     def _select(self, where: str, *values: Any, limit: int = -1) -> list[Entry]:
@@ -285,6 +284,11 @@ class Journal:
             raise JournalError(self._path, error) from None
 
 
+def account_of(api_key: str | None) -> str:
+    """What stands for an API key in the journal: enough to tell accounts apart, too little to guess a key by."""
+    return "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
+
+
 def _spent_usd(database: sqlite3.Connection) -> float:
     row = database.execute(
         "SELECT coalesce(sum(price_usd), 0) FROM starts "
@@ -295,7 +299,7 @@ def _spent_usd(database: sqlite3.Connection) -> float:
 
 
 def _entry(row: sqlite3.Row) -> Entry:
-    facts = dict(row)
+    facts = {name: value for name, value in dict(row).items() if name != "key"}
     facts["parameters"] = json.loads(facts["parameters"])
     facts["known_before"] = tuple(json.loads(facts["known_before"]))
     facts["practice"] = None if facts["practice"] is None else bool(facts["practice"])

@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quote_foreign
-from bfl_mcp.finetunes.background import Background, OnProgress
+from bfl_mcp.finetunes.background import Background, Call, OnProgress
 from bfl_mcp.finetunes.journal import Entry
-from bfl_mcp.finetunes.start import Starts, ago
+from bfl_mcp.finetunes.start import Starts
+from bfl_mcp.finetunes.started import ago
 from bfl_mcp.finetunes.status import FinetuneStatus, follow_status
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ async def find_status(
     else:
         newest = await starts.newest()
         if isinstance(newest, Background):
-            if not await newest.wait(wait_seconds, on_progress):
+            if not await newest.wait(Call(wait_seconds, on_progress)):
                 return _sending(newest.doing)
             finetune_id = newest.result().finetune_id
             newest = await _entry(starts, finetune_id)

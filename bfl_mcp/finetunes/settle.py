@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from bfl_mcp.errors import NotFoundError
 from bfl_mcp.finetunes.journal import Entry, Journal, StartInFlightError
+from bfl_mcp.finetunes.turns import Turns
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
@@ -22,102 +23,131 @@ _CLOCKS_DIFFER_SECONDS: Final = 60
 _LONGEST_UPLOAD_SECONDS: Final = 20 * 60
 
 
-async def settle_open_starts(
-    client: "BFLClient", journal: Journal, provider: str, settle_seconds: float, held_key: str | None = None
-) -> list[str]:
-    """Settle what can be settled at a provider, and return the ids it lists now.
+class Settler:
+    """Settles the open starts of one account at one provider."""
 
-    An open start is adopted where one finetune fits, stays unclear where several do, and is released where none does
-    `settle_seconds` after it became unclear. `held_key` is a key the caller owns; keys others own are left alone.
+    def __init__(self, journal: Journal, turns: Turns, provider: str, account: str, settle_seconds: float) -> None:
+        self._journal = journal
+        self._turns = turns
+        self._provider = provider
+        self._account = account
+        self._settle_seconds = settle_seconds
 
-    Raises:
-        APIError: The provider's list or a finetune's details could not be read; nothing is settled then.
-    """
-    listed = await client.list_finetunes()
-    for entry in await anyio.to_thread.run_sync(journal.open_at, provider):
-        if entry.key == held_key:
-            await _settle(client, journal, entry, listed, settle_seconds)
-            continue
-        owned = journal.own(entry.key)
-        try:
-            await anyio.to_thread.run_sync(owned.__enter__)
-        except StartInFlightError:
-            continue
-        try:
-            # Its owner may have finished between the look and the lock.
-            current = await anyio.to_thread.run_sync(journal.entry, entry.number)
-            if current.state in ("sending", "unclear"):
-                await _settle(client, journal, current, listed, settle_seconds)
-        finally:
-            owned.__exit__(None, None, None)
-    return listed
+    async def settle(self, client: "BFLClient", held_key: str | None = None) -> list[str]:
+        """Settle what can be settled, and return the ids the provider lists now.
+
+        An open start is adopted where one finetune fits, stays unclear where several do or where nobody can tell, and
+        is released where none does `settle_seconds` after it became unclear. `held_key` is a key the caller owns; keys
+        others own are left alone.
+
+        Raises:
+            APIError: The provider's list or a finetune's details could not be read; nothing is settled then.
+        """
+        listed = await client.list_finetunes()
+        for entry in await self._open():
+            if entry.key == held_key:
+                await self._settle(client, entry, listed)
+                continue
+            try:
+                async with self._turns.take(entry.key, wait=False):
+                    # Its owner may have finished between the look and the lock.
+                    current = await anyio.to_thread.run_sync(self._journal.entry, entry.number)
+                    if current.state in ("sending", "unclear"):
+                        await self._settle(client, current, listed)
+            except StartInFlightError:
+                continue
+        return listed
+
+    async def _open(self) -> list[Entry]:
+        """The open starts, without those of other accounts: this one cannot see their finetunes."""
+        found = await anyio.to_thread.run_sync(self._journal.open_at, self._provider)
+        return [entry for entry in found if entry.account == self._account]
+
+    async def _settle(self, client: "BFLClient", entry: Entry, listed: list[str]) -> None:
+        if entry.state == "sending":
+            # Whoever was sending it is gone.
+            await self._leave_unclear(entry, "the server that sent it ended before an answer came")
+            entry = await anyio.to_thread.run_sync(self._journal.entry, entry.number)
+        claimed = await anyio.to_thread.run_sync(self._journal.finetune_ids, entry.provider)
+        candidates = [i for i in listed if i not in entry.known_before and i not in claimed]
+        fitting, silent = await _compare(client, entry, candidates)
+        if len(fitting) > 1:
+            fitting = _nearest_in_time(entry, fitting)
+        has_waited = time.time() - entry.changed >= self._settle_seconds
+        # A finetune that tells nothing of itself yet may be the one.
+        if len(fitting) == 1 and (has_waited or not silent):
+            [(finetune_id, details)] = fitting.items()
+            if not await self._may_be_another_s(entry, finetune_id, details):
+                engine = details.get("engine")
+                practice = None if engine is None else engine == "practice"
+                await anyio.to_thread.run_sync(partial(self._journal.adopt, entry, finetune_id, practice=practice))
+                return
+        possible = sorted([*fitting, *silent])
+        if possible:
+            which = f"any of {', '.join(possible)}" if len(possible) > 1 else possible[0]
+            await self._leave_unclear(entry, f"it may be {which}, but the provider's answers do not tell for sure")
+        elif has_waited:
+            await anyio.to_thread.run_sync(
+                partial(self._journal.end, entry.number, "released", problem="it never arrived")
+            )
+
+    async def _leave_unclear(self, entry: Entry, problem: str) -> None:
+        # Writing it again would start its time anew.
+        if (entry.state, entry.problem) != ("unclear", problem):
+            await anyio.to_thread.run_sync(partial(self._journal.end, entry.number, "unclear", problem=problem))
+
+    async def _may_be_another_s(self, entry: Entry, finetune_id: str, details: dict[str, Any]) -> bool:
+        """Whether a finetune could as well have come from another start of which nobody knows yet what came."""
+        return any(
+            other.number != entry.number
+            and finetune_id not in other.known_before
+            and _fits(details, other)
+            and _is_near(details, other) is not False
+            for other in await anyio.to_thread.run_sync(self._journal.open_at, self._provider)
+        )
 
 
-async def _settle(
-    client: "BFLClient", journal: Journal, entry: Entry, listed: list[str], settle_seconds: float
-) -> None:
-    if entry.state == "sending":
-        # Whoever was sending it is gone.
-        problem = "the server that sent it ended before an answer came"
-        await anyio.to_thread.run_sync(partial(journal.end, entry.number, "unclear", problem=problem))
-        entry = await anyio.to_thread.run_sync(journal.entry, entry.number)
-    claimed = await anyio.to_thread.run_sync(journal.finetune_ids, entry.provider)
-    fitting = await _find_fitting(
-        client, entry, [i for i in listed if i not in entry.known_before and i not in claimed]
-    )
-    if len(fitting) > 1:
-        fitting = _nearest_in_time(entry, fitting)
-    if len(fitting) == 1 and not await _others_could_own_it(journal, entry):
-        [(finetune_id, details)] = fitting.items()
-        engine = details.get("engine")
-        practice = None if engine is None else engine == "practice"
-        await anyio.to_thread.run_sync(partial(journal.adopt, entry, finetune_id, practice=practice))
-    elif fitting:
-        problem = f"it may be any of {', '.join(sorted(fitting))}"
-        if entry.problem != problem:
-            await anyio.to_thread.run_sync(partial(journal.end, entry.number, "unclear", problem=problem))
-    elif time.time() - entry.changed >= settle_seconds:
-        await anyio.to_thread.run_sync(partial(journal.end, entry.number, "released", problem="it never arrived"))
-
-
-async def _find_fitting(client: "BFLClient", entry: Entry, candidates: list[str]) -> dict[str, dict[str, Any]]:
-    fitting = {}
+async def _compare(
+    client: "BFLClient", entry: Entry, candidates: list[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Those that have what was sent, with their details, and those that tell nothing by which to compare them."""
+    fitting, silent = {}, []
     for finetune_id in candidates:
         try:
             details = await client.get_finetune_details(finetune_id)
         except NotFoundError:
+            # It is listed, so it exists: its details are just not known everywhere yet.
+            silent.append(finetune_id)
             continue
-        if _fits(details, entry):
+        if not _told(details, entry):
+            silent.append(finetune_id)
+        elif _fits(details, entry):
             fitting[finetune_id] = details
-    return fitting
+    return fitting, silent
+
+
+def _told(details: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """The parameters that were sent and are told back."""
+    return {name: value for name, value in entry.parameters.items() if details.get(name) is not None}
 
 
 def _fits(details: dict[str, Any], entry: Entry) -> bool:
-    """Whether every parameter that was sent and is told back is the same. What is not told back speaks for nothing."""
-    told = {name: value for name, value in entry.parameters.items() if details.get(name) is not None}
+    """Whether every parameter that is told back is the one sent. What is not told back speaks for nothing."""
+    told = _told(details, entry)
     return bool(told) and all(details[name] == value for name, value in told.items())
 
 
-def _nearest_in_time(entry: Entry, fitting: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Those made while the start was under way, if their timestamps tell; else all."""
-    near = {
-        finetune_id: details
-        for finetune_id, details in fitting.items()
-        if (made := _timestamp(details.get("timestamp"))) is not None
-        and -_CLOCKS_DIFFER_SECONDS <= made - entry.created <= _LONGEST_UPLOAD_SECONDS
-    }
-    return near if len(near) == 1 else fitting
-
-
-def _timestamp(value: object) -> float | None:
+def _is_near(details: dict[str, Any], entry: Entry) -> bool | None:
+    """Whether a finetune was made while the start was under way, by its own timestamp; None where it tells none."""
     try:
-        moment = datetime.fromisoformat(str(value))
+        moment = datetime.fromisoformat(str(details.get("timestamp")))
     except ValueError:
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    made = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return -_CLOCKS_DIFFER_SECONDS <= made - entry.created <= _LONGEST_UPLOAD_SECONDS
 
 
-async def _others_could_own_it(journal: Journal, entry: Entry) -> bool:
-    """Whether another open start was sent with the very same words, so that a finetune could be that one's."""
-    others = await anyio.to_thread.run_sync(journal.open_at, entry.provider)
-    return any(other.number != entry.number and other.parameters == entry.parameters for other in others)
+def _nearest_in_time(entry: Entry, fitting: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The one made while the start was under way, if the timestamps single it out; else all."""
+    near = {finetune_id: details for finetune_id, details in fitting.items() if _is_near(details, entry)}
+    return near if len(near) == 1 else fitting

@@ -1,11 +1,19 @@
-"""The spend gate: what a training costs, who must agree to it, and the limit for a day. Pure; asks nobody."""
+"""The spend gate: what something costs, who must agree to it, and the limit for a day."""
 
 from dataclasses import dataclass
+from typing import Final
+
+import anyio
 
 from bfl_mcp.config import is_loopback
 from bfl_mcp.contract import BFL_TRAINING_PRICES_USD
 from bfl_mcp.errors import BFLError
 from bfl_mcp.finetunes.provider import Provider
+
+CONSENT_SECONDS = 600.0
+"""A question that nobody answers for so long is answered with no."""
+
+_QUESTIONS_REMEMBERED: Final = 100
 
 
 class SpendRefusedError(BFLError):
@@ -27,6 +35,87 @@ class Quote:
     def confirmation_usd(self) -> float:
         """What `confirm_cost_usd` must say once the person has agreed: the price, or 0 for an unknown one."""
         return self.usd or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a person is asked. `about` is the identity of the very thing that is paid for, contents included."""
+
+    about: str
+    text: str
+    quote: Quote
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the person said. `about` is what they were asked about, None where they could not be asked this time."""
+
+    about: str | None
+    yes: bool
+
+
+class SpendGate:
+    """Remembers what was asked, so that an answer counts for that very thing alone."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, float] = {}
+
+    def ask(self, question: Question) -> None:
+        """Remember that this is being asked."""
+        self._asked.pop(question.about, None)
+        self._asked[question.about] = anyio.current_time()
+        while len(self._asked) > _QUESTIONS_REMEMBERED:
+            del self._asked[next(iter(self._asked))]
+
+    def check_answered(self, question: Question) -> None:
+        """Check that the question to which an answer has come is this one.
+
+        Raises:
+            SpendRefusedError: It was asked about something else, or too long ago.
+        """
+        asked = self._asked.get(question.about)
+        if asked is None:
+            raise _changed()
+        if anyio.current_time() - asked > CONSENT_SECONDS:
+            raise no_answer()
+
+    def check(self, question: Question, answer: Answer | None, confirm_cost_usd: float | None) -> None:
+        """Check that the person has agreed. `answer` is None where the host cannot ask: the agent must, then.
+
+        Raises:
+            SpendRefusedError: They have not, or not to this; the message is the question where the agent must ask it.
+        """
+        asked = self._asked.pop(question.about, None)
+        price = question.quote.confirmation_usd
+        if answer is None:
+            if asked is not None and confirm_cost_usd == price:
+                return
+            # Confirming counts only after the question, and only for what the question was about.
+            self.ask(question)
+            raise SpendRefusedError(
+                f"Not started yet, nothing was sent or charged. {question.text} Ask the person. If they agree, call "
+                f"create_finetune again with the same arguments and confirm_cost_usd={price:g}."
+            )
+        if answer.about is None:
+            raise SpendRefusedError(
+                f"Not started yet, nothing was sent or charged. Price: {question.quote.words}. The person could not be "
+                "asked this time. Call create_finetune again with the same arguments, and they will be."
+            )
+        if answer.about != question.about:
+            raise _changed()
+        if not answer.yes:
+            raise SpendRefusedError(
+                "Not started, nothing was sent or charged: the person was asked and did not agree. Ask what they would "
+                "like to change."
+            )
+
+
+def no_answer() -> SpendRefusedError:
+    """The refusal of what nobody has answered in time."""
+    return SpendRefusedError(
+        "Not started, nothing was sent or charged: the person was asked, and no answer came within "
+        f"{CONSENT_SECONDS / 60:.0f} minutes. Call create_finetune again when they are there."
+    )
 
 
 def quote_training(provider: Provider, iterations: int, *, is_our_trainer: bool) -> Quote:
@@ -51,4 +140,11 @@ def check_spend_limit(price_usd: float | None, spent_usd: float, limit_usd: floa
         f"Not started, and nothing was sent: it costs ${price_usd:.2f}, ${spent_usd:.2f} were spent or may have been "
         f"spent in the last 24 hours, and the person set a limit of ${limit_usd:.2f} (BFL_MCP_SPEND_LIMIT_USD). Tell "
         "the person; only they can raise it."
+    )
+
+
+def _changed() -> SpendRefusedError:
+    return SpendRefusedError(
+        "Not started, nothing was sent or charged: the folder changed after the person was asked about it. Call "
+        "create_finetune again, and they will be asked anew."
     )

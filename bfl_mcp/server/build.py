@@ -9,16 +9,20 @@ import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.request_state import RequestStateSecurity
 from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
 
 from bfl_mcp import __version__
 from bfl_mcp.config import Settings, is_bfl_host
 from bfl_mcp.errors import ConfigError, quote_foreign
+from bfl_mcp.finetunes import spend
+from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.provider import choose_provider
 from bfl_mcp.finetunes.start import Starts
-from bfl_mcp.server.schema import error_result
-from bfl_mcp.server.tools import TOOLS, WAITING_FOR_PERSON, App
+from bfl_mcp.server import tools as our
+from bfl_mcp.server.schema import error_result, failure_result
+from bfl_mcp.server.tools import IN_HAND, TOOLS, App, InHand
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient, Transport
@@ -32,10 +36,6 @@ asks you to ask them. A repeat is not sent again.
 4. get_finetune_details with wait_seconds=45 follows it; repeat until the state is ready or failed.
 Where an answer says practice, nothing is really trained: say so to the person.
 Every answer ends with the next step; a failed start says whether anything was sent or charged."""
-
-
-CONSENT_SECONDS = 600.0
-"""A question that nobody answers for so long is answered with no."""
 
 
 class Connection:
@@ -80,6 +80,13 @@ class Connection:
         return BFLClient(_EMBEDDED_URL, app=_embedded_app(self._settings))
 
 
+_LATE_ANSWER_SECONDS: Final = 24 * 3600.0
+
+
+async def _tell_nobody(_done: float, _total: float, _doing: str) -> None:
+    """Progress where no request is there to report to."""
+
+
 # Nothing listens there: the request never leaves the process.
 _EMBEDDED_URL = "http://trainer.invalid"
 
@@ -119,19 +126,20 @@ class Server(MCPServer[App]):
         tools = {tool.name: tool for tool in TOOLS}
         if name not in tools:
             return error_result(f"There is no tool {quote_foreign(name, 60)!r}. The tools are: {', '.join(tools)}.")
+        on_progress = context.report_progress if context is not None else _tell_nobody
+        in_hand = InHand(Call(our.ANSWER_SECONDS, on_progress))
+        IN_HAND.set(in_hand)
         try:
-            with anyio.move_on_after(CONSENT_SECONDS) as waiting_for_person:
-                # The tool lifts the limit once nobody is waited for any more.
-                WAITING_FOR_PERSON.set(waiting_for_person)
+            with in_hand.asking:
                 return await super().call_tool(name, arguments, context)
         except ToolError as error:
-            if not isinstance(error.__cause__, ValidationError):
-                raise
-            return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
-        return error_result(
-            f"Not started, nothing was sent or charged: the person was asked, and no answer came within "
-            f"{CONSENT_SECONDS / 60:.0f} minutes. Call create_finetune again when they are there."
-        )
+            if isinstance(error.__cause__, ValidationError):
+                return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
+            if error.__cause__ is not None:
+                # It happened before the tool itself began, where nothing else puts it into words.
+                return failure_result(error.__cause__, name)
+            raise
+        return failure_result(spend.no_answer(), name)
 
 
 def build_server(settings: Settings, transport: "Transport | None" = None) -> Server:
@@ -162,6 +170,8 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
         lifespan=lifespan,
         log_level="WARNING",
         subscriptions=False,
+        # A late answer is refused in our words, by the gate; the SDK's would be an error of the protocol.
+        request_state_security=RequestStateSecurity.ephemeral(ttl=_LATE_ANSWER_SECONDS),
     )
     return server
 

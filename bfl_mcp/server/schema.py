@@ -59,25 +59,30 @@ def error_result(text: str) -> CallToolResult:
     return CallToolResult(is_error=True, content=[TextContent(type="text", text=text)])
 
 
-def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
-    """Give the same facts as text and as structured content, and failures as tool errors.
+def failure_result(error: BaseException, tool: str) -> CallToolResult:
+    """A failure of a tool.
 
-    A failure we expect keeps its own words; a crash becomes one safe sentence with a number to find it by in the log.
+    One we expect keeps its own words; a crash becomes one safe sentence with a number to find it by in the log.
     """
+    if isinstance(error, BFLError):
+        return error_result(str(error))
+    number = secrets.token_hex(4)
+    logger.error("error %s in the tool %s", number, tool, exc_info=error)
+    return error_result(
+        f"This server has a fault of its own (error {number}; its log has the details). If a finetune was being "
+        "started, look whether it exists before you start it again."
+    )
+
+
+def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
+    """Give the same facts as text and as structured content, and failures as tool errors."""
 
     @functools.wraps(function)
     async def answer(**arguments: Any) -> CallToolResult:
         try:
             result = await function(**arguments)
-        except BFLError as error:
-            return error_result(str(error))
-        except Exception:
-            number = secrets.token_hex(4)
-            logger.exception("error %s in the tool %s", number, function.__name__)
-            return error_result(
-                f"This server has a fault of its own (error {number}; its log has the details). If a finetune was "
-                "being started, look whether it exists before you start it again."
-            )
+        except Exception as error:  # noqa: BLE001 - told in words, and logged if it is none of ours
+            return failure_result(error, function.__name__)
         facts = result.model_dump(mode="json", exclude_none=True)
         return CallToolResult(content=[TextContent(type="text", text=_as_text(facts))], structured_content=facts)
 

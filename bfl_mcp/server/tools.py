@@ -2,7 +2,7 @@
 
 import math
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -13,9 +13,11 @@ from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
 from bfl_mcp.contract import TrainingParameters
-from bfl_mcp.errors import BFLError
+from bfl_mcp.finetunes import spend
+from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.lookup import find_status
-from bfl_mcp.finetunes.start import FinetuneStarted, StartRequest, Starts
+from bfl_mcp.finetunes.start import StartRequest, Starts
+from bfl_mcp.finetunes.started import FinetuneStarted
 from bfl_mcp.finetunes.status import FinetuneStatus
 from bfl_mcp.server.schema import ToolInput, make_tool
 
@@ -23,8 +25,32 @@ if TYPE_CHECKING:
     from bfl_mcp.server.build import Connection
 
 
-WAITING_FOR_PERSON: ContextVar[anyio.CancelScope] = ContextVar("waiting_for_person")
-"""Ends the call in hand while a person is asked and does not answer."""
+ANSWER_SECONDS = 45.0
+"""Hosts give up after 60 seconds; what takes longer goes on, and the same call again returns its outcome."""
+
+
+@dataclass(slots=True)
+class InHand:
+    """The call in hand: its clock, and the question to a person that may be open in it."""
+
+    call: Call
+    asking: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Ends the call when nobody answers."""
+    asked_about: str | None = None
+
+    def ask(self, question: spend.Question) -> None:
+        """A person is asked now: the clock stands, and they have their own time."""
+        self.asked_about = question.about
+        self.call.pause()
+        self.asking.deadline = anyio.current_time() + spend.CONSENT_SECONDS
+
+    def answered(self) -> None:
+        """Nobody is waited for any more."""
+        self.asking.deadline = math.inf
+        self.call.resume()
+
+
+IN_HAND: ContextVar[InHand] = ContextVar("in_hand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +117,13 @@ async def ask_consent(request: CreateFinetune, ctx: Context[App]) -> Consent | E
     if not _can_ask(ctx):
         # The tool itself asks then, by refusing until confirm_cost_usd names the price.
         return Consent(proceed=False)
-    try:
-        question = await _app(ctx).starts.question(request.start, answered=bool(ctx.input_responses))
-    except BFLError:
-        # The tool meets it again, and tells it in its own words.
+    in_hand = IN_HAND.get()
+    question = await _app(ctx).starts.question(request.start, in_hand.call, answered=bool(ctx.input_responses))
+    if question is None:
+        # Where nothing is asked nothing is agreed to either: only a person says yes.
         return Consent(proceed=False)
-    # Where nothing is asked nothing is agreed to either: only a person says yes.
-    return Consent(proceed=False) if question is None else Elicit(question, Consent)
+    in_hand.ask(question)
+    return Elicit(question.text, Consent)
 
 
 async def create_finetune(
@@ -110,9 +136,13 @@ async def create_finetune(
     money is spent. A repeat within 24 hours is not sent: it returns the finetune that exists. While state is sending,
     call it again with the same arguments.
     """
-    WAITING_FOR_PERSON.get().deadline = math.inf
-    approved = isinstance(consent, AcceptedElicitation) and consent.data.proceed if _can_ask(ctx) else None
-    return await _app(ctx).starts.start(request.start, approved=approved, on_progress=ctx.report_progress)
+    in_hand = IN_HAND.get()
+    in_hand.answered()
+    answer = None
+    if _can_ask(ctx):
+        agreed = isinstance(consent, AcceptedElicitation) and consent.data.proceed
+        answer = spend.Answer(in_hand.asked_about, agreed)
+    return await _app(ctx).starts.start(request.start, in_hand.call, answer)
 
 
 async def get_finetune_details(request: GetFinetuneDetails, ctx: Context[App]) -> FinetuneStatus:

@@ -18,6 +18,7 @@ from bfl_mcp.finetunes.spend import SpendRefusedError
 def intent(**changes: Any) -> Intent:
     facts: dict[str, Any] = {
         "provider": "http://127.0.0.1:9",
+        "account": "",
         "engine": None,
         "folder": "/pictures",
         "comment": "cats",

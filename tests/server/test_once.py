@@ -435,7 +435,7 @@ async def test_what_takes_long_goes_on_and_is_picked_up(
     bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hosts give up after a minute; the same call, or the details without an id, returns the outcome."""
-    monkeypatch.setattr("bfl_mcp.finetunes.start._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
     slow = Slow(bfl)
     async with connect(home, bfl) as client:
         first = facts_of(await client.call_tool("create_finetune", asked))
@@ -458,7 +458,7 @@ async def test_packing_that_takes_long_goes_on(
     asked = {**REQUEST, "folder": str(folder)}
     async with connect(home, bfl) as client:
         with monkeypatch.context() as clock:
-            clock.setattr("bfl_mcp.finetunes.start._ANSWER_SECONDS", 0.05)
+            clock.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.05)
             first = facts_of(await client.call_tool("create_finetune", asked))
         outcome = facts_of(await client.call_tool("create_finetune", asked))
 

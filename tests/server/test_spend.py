@@ -114,7 +114,7 @@ async def test_a_question_nobody_answers_is_a_no(
     bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After ten minutes; the newer protocol waits in the host instead of in the server."""
-    monkeypatch.setattr("bfl_mcp.server.build.CONSENT_SECONDS", 1.5)
+    monkeypatch.setattr("bfl_mcp.finetunes.spend.CONSENT_SECONDS", 1.5)
 
     class Absent(Person):
         async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
@@ -167,7 +167,7 @@ async def test_a_question_that_could_not_be_asked_is_no_yes(
         nothing = len(bfl.starts())
         facts_of(await client.call_tool("create_finetune", asked))
 
-    assert "nothing was sent or charged" in words
+    assert "Nothing was uploaded or charged" in words
     assert nothing == 0
     assert len(person.questions) == 1
 

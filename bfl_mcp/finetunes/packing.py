@@ -1,0 +1,163 @@
+"""Archives of folders: packed in the background, kept by what the folder looked like, handed out once."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio.from_thread
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from bfl_mcp.config import Settings
+from bfl_mcp.errors import DatasetError
+from bfl_mcp.finetunes.background import Background, Call
+from bfl_mcp.finetunes.provider import Provider
+
+if TYPE_CHECKING:
+    from bfl_mcp.dataset import Archive
+
+_ARCHIVES_KEPT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An archive with what the folder looked like when it was made."""
+
+    archive: "Archive"
+    stamp: str
+
+
+class Packing:
+    """The archives of one server process."""
+
+    def __init__(self, settings: Settings, provider: Provider, tasks: TaskGroup) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._tasks = tasks
+        self._folders: dict[str, Background[Packed]] = {}
+
+    async def pack(self, folder: str, call: Call) -> Packed | None:
+        """The folder's archive, packed anew where the folder has changed; None where that takes longer.
+
+        Raises:
+            DatasetError: The folder cannot be trained on; every fault is named.
+        """
+        packing = self._folders.get(folder)
+        if packing is not None and packing.is_finished:
+            stamp = await anyio.to_thread.run_sync(_stamp, folder)
+            if self._folders.get(folder) is not packing:
+                # Somebody took it for sending, or packs anew, while we looked.
+                return await self.pack(folder, call)
+            if packing.has_failed or packing.result().stamp != stamp:
+                self._forget(folder)
+                packing = None
+        if packing is None:
+            self._make_room()
+            packing = self._folders[folder] = Background(self._tasks, partial(self._work, folder))
+        if not await packing.wait(call):
+            return None
+        try:
+            return packing.result()
+        except Exception:
+            if self._folders.get(folder) is packing:
+                del self._folders[folder]
+            raise
+
+    def take(self, folder: str, packed: Packed) -> bool:
+        """Take an archive for sending, once: another request about the same folder may have been quicker.
+
+        Whoever has taken it closes it.
+        """
+        packing = self._folders.get(folder)
+        if packing is None or not packing.is_finished or packing.has_failed or packing.result() is not packed:
+            return False
+        del self._folders[folder]
+        return True
+
+    def doing(self, folder: str) -> str:
+        """How far a folder is, in words; empty before the first image is packed."""
+        packing = self._folders.get(folder)
+        return packing.doing if packing is not None else ""
+
+    def close(self) -> None:
+        """Drop all archives that are finished."""
+        for folder in [folder for folder, packing in self._folders.items() if packing.is_finished]:
+            self._forget(folder)
+
+    def _make_room(self) -> None:
+        finished = [folder for folder, packing in self._folders.items() if packing.is_finished]
+        for folder in finished[: max(0, len(self._folders) - _ARCHIVES_KEPT + 1)]:
+            self._forget(folder)
+
+    def _forget(self, folder: str) -> None:
+        packing = self._folders.pop(folder)
+        if not packing.has_failed:
+            packing.result().archive.close()
+
+    async def _work(self, folder: str, work: Background[Packed]) -> Packed:
+        from bfl_mcp.dataset import pack_dataset, read_dataset
+
+        def pack() -> Packed:
+            stamp = _stamp(folder)
+            dataset = read_dataset(Path(folder))
+            total = len(dataset.images)
+
+            def on_image(done: int) -> None:
+                anyio.from_thread.check_cancelled()
+                work.report(f"{done} of {total} images packed")
+
+            archive = pack_dataset(
+                dataset,
+                max_images=self._provider.max_images,
+                max_megapixels=self._settings.max_megapixels,
+                on_image=on_image,
+            )
+            return Packed(archive, stamp)
+
+        packed = await anyio.to_thread.run_sync(pack)
+        limit = self._provider.max_upload_bytes
+        # Base64 makes four bytes of three.
+        if limit is not None and packed.archive.size_bytes * 4 / 3 > limit:
+            packed.archive.close()
+            raise DatasetError(
+                f"The archive has {megabytes(packed.archive.size_bytes)}; {self._provider.name} takes at most "
+                f"{megabytes(limit * 3 // 4)}. Nothing was sent. Use fewer images, let them be shrunk "
+                "(BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB."
+            )
+        return packed
+
+
+def megabytes(size_bytes: int) -> str:
+    """A size in words."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def count(archive: "Archive") -> str:
+    """What an archive holds, in words."""
+    images = "1 image" if archive.images == 1 else f"{archive.images} images"
+    captions = "1 with a caption" if archive.captions == 1 else f"{archive.captions} with captions"
+    match len(archive.skipped):
+        case 0:
+            skipped = ""
+        case 1:
+            skipped = ", 1 file skipped"
+        case number:
+            skipped = f", {number} files skipped"
+    return f"{images} ({captions}{skipped})"
+
+
+def _stamp(folder: str) -> str:
+    """What a folder looks like from outside: names, sizes and times."""
+    try:
+        with os.scandir(Path(folder.strip().strip("\"'").strip()).expanduser()) as entries:
+            seen = sorted(
+                (entry.name, status.st_size, status.st_mtime_ns)
+                for entry in entries
+                for status in (entry.stat(follow_symlinks=False),)
+            )
+    except (OSError, RuntimeError, ValueError):
+        seen = []
+    return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).hexdigest()
