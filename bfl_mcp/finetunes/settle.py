@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 
-from bfl_mcp.errors import NotFoundError
+from bfl_mcp.errors import APIError
 from bfl_mcp.finetunes.journal import Entry, Journal, StartInFlightError
 from bfl_mcp.finetunes.turns import Turns
 
@@ -41,7 +41,7 @@ class Settler:
         others own are left alone.
 
         Raises:
-            APIError: The provider's list or a finetune's details could not be read; nothing is settled then.
+            APIError: The provider's list could not be read; nothing is settled then.
         """
         listed = await client.list_finetunes()
         for entry in await self._open():
@@ -115,8 +115,8 @@ async def _compare(
     for finetune_id in candidates:
         try:
             details = await client.get_finetune_details(finetune_id)
-        except NotFoundError:
-            # It is listed, so it exists: its details are just not known everywhere yet.
+        except APIError:
+            # It is listed, so it exists: fresh ones answer 404 and 500 for a while.
             silent.append(finetune_id)
             continue
         if not _told(details, entry):

@@ -399,6 +399,140 @@ async def test_a_stranger_s_finetune_is_not_adopted(bfl: FakeBFL, home: Path, as
     assert [entry.state for entry in rows(home)] == ["unclear"]
 
 
+class Forgetful(LosesAnswers):
+    """Loses answers, and repeats only some of what it was sent in the details it gives."""
+
+    def __init__(self, *told: str) -> None:
+        super().__init__()
+        self.told = told
+
+    def _start(self, request: Request) -> Answer:
+        answer = super()._start(request)
+        for details in self.finetunes.values():
+            for name in details.keys() - set(self.told):
+                del details[name]
+        return answer
+
+
+async def test_two_lost_starts_that_look_alike_claim_nothing(home: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    """A provider that does not repeat names: its one finetune may be either's, and guessing could claim the wrong."""
+    bfl = Forgetful("mode", "iterations", "trigger_word")
+    others = {**asked, "folder": str(fill_folder(tmp_path / "others", count=2)), "finetune_comment": "dogs"}
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl, settle=0.2) as client:
+        await refused(client, "create_finetune", asked)
+        await refused(client, "create_finetune", others)
+        await anyio.sleep(0.3)
+        words = [await refused(client, "create_finetune", arguments) for arguments in (asked, others)]
+
+    [finetune_id] = bfl.finetunes
+    assert all(finetune_id in text for text in words)
+    assert [entry.state for entry in rows(home)] == ["unclear", "unclear"]
+
+
+@pytest.mark.parametrize("answer", [Answer(404, {"detail": "Not Found"}), Answer(500), None], ids=["404", "500", "{}"])
+async def test_a_new_finetune_that_tells_nothing_yet_keeps_it_unclear(
+    home: Path, asked: dict[str, Any], answer: Answer | None
+) -> None:
+    """It is listed and may be the one: releasing the start would pay twice. Once it tells, it is adopted."""
+    bfl = Forgetful()
+    known: dict[str, Any] = {}
+    async with connect(home, bfl, settle=0) as client:
+        if answer is not None:
+            bfl.say_next("GET", "/v1/finetune_details", *[answer] * 2)
+        lost = await refused(client, "create_finetune", asked)
+        blocked = await refused(client, "create_finetune", asked)
+        [(finetune_id, details)] = bfl.finetunes.items()
+        details.update(known or {"mode": "style"})
+        settled = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert "may be running" in lost
+    assert finetune_id in blocked
+    assert (settled["started"], settled["finetune_id"]) == (False, finetune_id)
+    assert len(bfl.starts()) == 1
+
+
+async def test_the_details_of_a_stranger_stop_no_start(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """Only the list is needed before a start; a colleague's fresh finetune answers 500 for a while."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        bfl.add_finetune(iterations=777)
+        bfl.say_next("GET", "/v1/finetune_details", Answer(500))
+        facts = facts_of(await client.call_tool("create_finetune", {**asked, "iterations": 200}))
+
+    assert facts["started"] is True
+
+
+# --- another API key --------------------------------------------------------------------------------------------------
+
+
+def with_key(home: Path, bfl: FakeBFL, key: str, settle: float = 0) -> AbstractAsyncContextManager[Client]:
+    """A server of the account that has this key; the fake then knows that account alone."""
+    bfl.key = key
+    facts: dict[str, Any] = {"BFL_MCP_HOME": home, "BFL_MCP_SETTLE_SECONDS": settle}
+    settings = Settings.model_validate({**facts, "BFL_API_KEY": key, "BFL_API_URL": LOOPBACK})
+    return Client(build_server(settings, bfl.transport()))
+
+
+async def test_another_account_does_not_see_it_and_takes_it_for_neither_gone_nor_free(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """What one account started is in no list of another: that says nothing of whether it runs."""
+    async with with_key(home, bfl, KEY) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+    elsewhere = FakeBFL()
+    async with with_key(home, elsewhere, f"{KEY}-2") as client:
+        second = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (second["started"], second["state"]) == (False, "unknown")
+    assert second["finetune_id"] == first["finetune_id"]
+    assert not elsewhere.starts()
+    assert [entry.state for entry in rows(home)] == ["started"]
+
+
+async def test_a_lost_start_of_another_account_is_neither_released_nor_adopted(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """A colleague's account has a finetune that looks the same; only the key that sent it can tell."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with with_key(home, bfl, KEY, settle=120) as client:
+        await refused(client, "create_finetune", asked)
+    elsewhere = FakeBFL()
+    elsewhere.add_finetune(mode="style")
+    async with with_key(home, elsewhere, f"{KEY}-2") as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "another API key" in words
+    assert "BFL_API_KEY" in words
+    assert not elsewhere.starts()
+    assert [entry.state for entry in rows(home)] == ["unclear"]
+
+
+async def test_a_renewed_key_of_the_same_account_still_knows_its_finetune(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """Renewing a key must not open the door to a second start."""
+    async with with_key(home, bfl, KEY) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+    async with with_key(home, bfl, f"{KEY}-2") as client:
+        second = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (second["started"], second["finetune_id"]) == (False, first["finetune_id"])
+    assert second["state"] == "training"
+    assert len(bfl.starts()) == 1
+
+
+async def test_the_key_is_not_in_the_journal(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """Eight digits of a hash tell accounts apart and are no way back to the key."""
+    async with with_key(home, bfl, KEY) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    stored = b"".join(path.read_bytes() for path in (home / "journal").iterdir())
+
+    assert KEY.encode() not in stored
+    assert len(rows(home)[0].account) == 8
+
+
 async def test_a_refused_start_leaves_the_others_alone(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
     """A repeat of an unclear start is blocked while others go their way."""
     bfl.say_next("POST", "/v1/finetune", Answer(503))
@@ -465,6 +599,88 @@ async def test_packing_that_takes_long_goes_on(
     assert (first["state"], first["started"]) == ("sending", False)
     assert "Nothing was sent yet" in first["summary"]
     assert (outcome["started"], outcome["images"]) == (True, 16)
+
+
+async def test_a_wanted_second_start_is_made_once_though_its_outcome_was_never_told(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call took long, and the agent came back for the outcome much later: it is told, not started once more."""
+    monkeypatch.setattr("bfl_mcp.finetunes.start._OUTCOME_KEPT_SECONDS", 0.2)
+    again = {**asked, "allow_duplicate": True}
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+        slow = Slow(bfl)
+    async with connect(home, bfl) as client:
+        with monkeypatch.context() as clock:
+            clock.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
+            sending = facts_of(await client.call_tool("create_finetune", again))
+        slow.let_go.set()
+        await anyio.sleep(0.5)
+        late = facts_of(await client.call_tool("create_finetune", again))
+        third = facts_of(await client.call_tool("create_finetune", again))
+
+    assert sending["state"] == "sending"
+    assert late["started"] is False
+    assert late["finetune_id"] == list(bfl.finetunes)[1]
+    assert third["started"] is True
+    assert len(bfl.starts()) == 3
+
+
+async def test_an_older_outcome_that_nobody_fetched_is_not_the_newest(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The first call was cancelled, the second one told: the second is what a person means by the newest."""
+    slow = Slow(bfl)
+    async with connect(home, bfl) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "create_finetune", asked)
+            await slow.wait_for_arrival()
+            tasks.cancel_scope.cancel()
+        slow.let_go.set()
+        second = facts_of(await client.call_tool("create_finetune", {**asked, "iterations": 200}))
+        newest = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert newest["finetune_id"] == second["finetune_id"]
+
+
+async def test_asking_how_it_goes_does_not_stop_a_start_of_the_same(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """Looking for a lost start takes its key for a moment; the start waits, and finds what was found."""
+    original = bfl.transport
+    reading, go_on = anyio.Event(), anyio.Event()
+
+    def transport() -> httpx.MockTransport:
+        inner = original()
+
+        async def handle(request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/v1/finetune_details" and not reading.is_set():
+                reading.set()
+                await go_on.wait()
+            return await inner.handle_async_request(request)
+
+        return httpx.MockTransport(handle)
+
+    async with connect(home, bfl) as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+    with sqlite3.connect(home / "journal" / "starts.sqlite") as database:
+        database.execute("UPDATE starts SET state = 'unclear', finetune_id = NULL")
+    database.close()
+    bfl.transport = transport  # type: ignore[method-assign]
+    answers: list[dict[str, Any]] = []
+    async with connect(home, bfl) as client, anyio.create_task_group() as both:
+        both.start_soon(client.call_tool, "get_finetune_details", {})
+        await reading.wait()
+
+        async def ask() -> None:
+            answers.append(facts_of(await client.call_tool("create_finetune", asked)))
+
+        both.start_soon(ask)
+        await anyio.sleep(0.3)
+        go_on.set()
+
+    assert (answers[0]["started"], answers[0]["finetune_id"]) == (False, first["finetune_id"])
+    assert len(bfl.starts()) == 1
 
 
 # --- details without an id, and of other hosts ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from mcp import Client
 from mcp_types import ElicitRequestParams, ElicitResult
@@ -127,6 +128,137 @@ async def test_a_question_nobody_answers_is_a_no(
     assert "no answer" in words
     assert "nothing was sent or charged" in words
     assert not bfl.starts()
+
+
+async def test_an_answer_that_comes_too_late_is_a_no(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the newer protocol the host waits for the person, and the server looks at the clock when the answer comes."""
+    monkeypatch.setattr("bfl_mcp.finetunes.spend.CONSENT_SECONDS", 0.5)
+
+    class Late(Person):
+        async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+            await anyio.sleep(1)
+            return await super().answer(context, params)
+
+    person = Late()
+    async with connect(bfl, home, "auto", person) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert len(person.questions) == 1
+    assert "no answer came within" in words
+    assert "nothing was sent or charged" in words
+    assert not bfl.starts()
+
+
+async def test_two_questions_at_once_do_not_mix(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Asked twice about one folder that changed in between: the yes to the new one is no yes to the old one."""
+    first_is_asked, second_is_done = anyio.Event(), anyio.Event()
+    person = Person()
+
+    async def answer(context: Any, params: ElicitRequestParams) -> ElicitResult:
+        is_first = not person.questions
+        answered = await person.answer(context, params)
+        if is_first:
+            first_is_asked.set()
+            await second_is_done.wait()
+        return answered
+
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_API_URL": BFL, "BFL_MCP_HOME": home})
+    server = build_server(settings, bfl.transport())
+    other = {**asked, "iterations": 200}
+    results = []
+    async with Client(server, mode=era, elicitation_callback=answer) as client, anyio.create_task_group() as both:
+
+        async def ask_first() -> None:
+            results.append(await client.call_tool("create_finetune", asked))
+
+        both.start_soon(ask_first)
+        await first_is_asked.wait()
+        fill_folder(Path(asked["folder"]), count=5)
+        # The same call, and another one that packs the folder as it is now.
+        facts_of(await client.call_tool("create_finetune", other))
+        await client.call_tool("create_finetune", asked)
+        second_is_done.set()
+
+    # The first question was about three images, and the folder has five: either nothing more is sent, or the start of
+    # the five that the second yes was about is told.
+    sent = [[name for name in start.archive().namelist() if not name.endswith(".txt")] for start in bfl.starts()]
+    assert [len(names) for names in sent] == [5, 5]
+    assert len(person.questions) == 3
+    assert "3 images" in person.questions[0]
+    assert all("5 images" in question for question in person.questions[1:])
+    [result] = results
+    assert result.is_error or not (result.structured_content or {})["started"]
+
+
+async def test_waiting_for_a_person_is_not_held_against_the_call(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may think for minutes; the start then still has its time to be answered."""
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 3.0)
+
+    class Slow(Person):
+        async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+            await anyio.sleep(3.5)
+            return await super().answer(context, params)
+
+    async with connect(bfl, home, "legacy", Slow()) as client:
+        facts = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (facts["started"], facts["state"]) == (True, "queued")
+
+
+async def test_a_question_takes_its_time_from_the_call_and_reports_it(
+    bfl: FakeBFL, home: Path, era: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing before the question is part of the wait: it is told as progress, and goes on where it takes too long."""
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("bfl_mcp.finetunes.background._SECONDS_BETWEEN_REPORTS", 0.02)
+    folder = fill_folder(tmp_path / "many", count=20, size=(4000, 3000))
+    person = Person()
+    told: list[tuple[float, str | None]] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message))
+
+    asked = {**REQUEST, "folder": str(folder)}
+    async with connect(bfl, home, era, person) as client:
+        began = anyio.current_time()
+        first = facts_of(await client.call_tool("create_finetune", asked, progress_callback=on_progress))
+        took = anyio.current_time() - began
+        monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 45.0)
+        started = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (first["state"], first["started"]) == ("sending", False)
+    assert took < 3
+    assert any("images packed" in (message or "") for _, message in told)
+    assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
+    assert len(person.questions) == 1
+    assert started["started"] is True
+
+
+async def test_a_provider_that_does_not_answer_about_its_price_ends_the_call_in_time(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host would give up first, and nobody would know what happened."""
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("bfl_mcp.finetunes.start._PRICE_SECONDS", 0.3)
+
+    async def never(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_API_URL": BFL, "BFL_MCP_HOME": home})
+    server = build_server(settings, httpx.MockTransport(never))
+    async with Client(server, mode=era, elicitation_callback=Person().answer) as client:
+        with anyio.fail_after(5):
+            words = await refused(client, "create_finetune", asked)
+
+    assert "did not answer in time" in words
+    assert "nothing was sent or charged" in words
 
 
 async def test_a_repeat_asks_nobody(bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]) -> None:
