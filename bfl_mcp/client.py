@@ -6,10 +6,16 @@ the archive is encoded while it is sent, so memory does not grow with it.
 
 import base64
 import json
+import logging
+import random
+import re
+import ssl
+import time
 from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -37,6 +43,8 @@ from bfl_mcp.errors import (
     quote_foreign,
 )
 
+logger = logging.getLogger(__name__)
+
 Transport = httpx.AsyncBaseTransport
 """What carries the requests; tests put a fake here."""
 
@@ -55,6 +63,16 @@ _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 20.0
 _START_SECONDS: Final = 15 * 60.0
 _OPEN_FOR_SECONDS: Final = 60.0
+
+# What may pass if a reading is tried again; BFL's docs name 429, 500, 502 and 503, gateways add 504.
+_PASSING_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
+_RETRIES: Final = 3
+_FIRST_PAUSE_SECONDS: Final = 0.5
+
+_WORDS_SECONDS: Final = 1.0
+"""Left of a caller's time when a reading gives up, to put it into words."""
+
+_SHORTEST_SECRET: Final = 6
 
 # The request did not leave this machine.
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -76,13 +94,18 @@ class _Answer:
     headers: httpx.Headers
     body: bytes
     whole: bool
+    redaction: "_Redaction"
 
     def json(self) -> Any:
-        """The body as JSON, or None. Of a body cut at the limit, what can be read."""
+        """The body as JSON, or None. Of a body cut at the limit, what can be read. The key is made unreadable in it."""
         try:
-            return pydantic_core.from_json(self.body, allow_partial=not self.whole)
-        except ValueError:
+            return self.redaction.clean(pydantic_core.from_json(self.body, allow_partial=not self.whole))
+        except (ValueError, RecursionError):
             return None
+
+    def header(self, name: str, default: str) -> str:
+        """A header, fit to be shown."""
+        return quote_foreign(self.redaction.clean(self.headers.get(name, default)), 120)
 
 
 class BFLClient:
@@ -109,6 +132,8 @@ class BFLClient:
         self._bfl = is_bfl_host(base_url)
         self._open_until = 0.0
         self._in_process = app is not None
+        # A provider that repeats the key must not bring it into the conversation.
+        self._redaction = _Redaction(api_key)
         if app is not None:
             # An exception of the application becomes its 500, as it would over a network.
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -120,6 +145,8 @@ class BFLClient:
                 headers=headers,
                 auth=_Key(api_key) if api_key is not None else None,
                 transport=transport,
+                # Not left to `trust_env`: a trainer on this machine may have a certificate of its own (SSL_CERT_FILE).
+                verify=httpx.create_ssl_context() if transport is None else True,
                 follow_redirects=False,
                 # A proxy for the internet has no business with this machine's own servers.
                 trust_env=not is_loopback(base_url),
@@ -187,7 +214,7 @@ class BFLClient:
             NotFoundError: The API knows no such finetune.
             APIError: The API refused, failed or could not be reached.
         """
-        answer = await self._read("GET", "/v1/finetune_details", params={"finetune_id": finetune_id})
+        answer = await self._get("/v1/finetune_details", {"finetune_id": finetune_id})
         return self._expect(FinetuneDetailResponse, answer, "GET /v1/finetune_details").finetune_details
 
     async def get_result(self, finetune_id: str) -> ResultResponse:
@@ -197,7 +224,7 @@ class BFLClient:
             NotFoundError: The API knows no such task, or no longer.
             APIError: The API refused, failed or could not be reached.
         """
-        answer = await self._read("GET", "/v1/get_result", params={"id": finetune_id})
+        answer = await self._get("/v1/get_result", {"id": finetune_id})
         body = answer.json()
         # Observed 2026-09-21: a task that failed comes as a 422 whose body is the task.
         if answer.status in (200, 422) and isinstance(body, dict):
@@ -212,7 +239,7 @@ class BFLClient:
         Raises:
             APIError: The API refused, failed or could not be reached.
         """
-        answer = await self._read("GET", "/v1/my_finetunes")
+        answer = await self._get("/v1/my_finetunes")
         return self._expect(MyFinetunesResponse, answer, "GET /v1/my_finetunes").finetune_ids
 
     async def delete_finetune(self, finetune_id: str) -> None:
@@ -222,7 +249,7 @@ class BFLClient:
             NotFoundError: The API knows no such finetune.
             APIError: The API refused, failed or could not be reached.
         """
-        answer = await self._read("POST", "/v1/delete_finetune", json={"finetune_id": finetune_id})
+        answer = await self._exchange("POST", "/v1/delete_finetune", json={"finetune_id": finetune_id})
         if not 200 <= answer.status < 300:
             raise self._refusal(answer, "POST /v1/delete_finetune")
 
@@ -232,7 +259,7 @@ class BFLClient:
         Raises:
             APIError: The API refused, failed or could not be reached.
         """
-        return self._expect(CreditsResponse, await self._read("GET", "/v1/credits"), "GET /v1/credits").credits
+        return self._expect(CreditsResponse, await self._get("/v1/credits"), "GET /v1/credits").credits
 
     async def check_training_is_open(self) -> None:
         """Ask BFL with an empty request, which can start nothing, whether it trains: 422 is yes, 404 is no.
@@ -246,7 +273,7 @@ class BFLClient:
         if not self._bfl or anyio.current_time() < self._open_until:
             return
         try:
-            answer = await self._read("POST", "/v1/finetune", json={})
+            answer = await self._exchange("POST", "/v1/finetune", json={})
         except APIError as error:
             host = urlsplit(self.base_url).hostname
             if host in BFL_RETIRED_HOSTS and isinstance(error.__cause__, httpx.ConnectTimeout):
@@ -259,10 +286,42 @@ class BFLClient:
             raise self._refusal(answer, "POST /v1/finetune", "Nothing was uploaded or charged.")
         self._open_until = anyio.current_time() + _OPEN_FOR_SECONDS
 
-    async def _read(self, method: str, path: str, **options: Any) -> _Answer:
+    async def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> _Answer:
+        """Read, and try again where that may help: reading starts, deletes and pays nothing.
+
+        It ends within a connection's and a reading's time, and before the caller's, so that the caller has its words.
+        """
+        now = anyio.current_time()
+        until = min(now + _CONNECT_SECONDS + _READ_SECONDS, anyio.current_effective_deadline() - _WORDS_SECONDS)
+        for attempt in range(_RETRIES + 1):
+            answer: _Answer | APIError
+            try:
+                answer = await self._exchange("GET", path, until - anyio.current_time(), params=parameters)
+            except APIError as error:
+                cause = error.__cause__
+                if not isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)) or _is_about_trust(cause):
+                    raise
+                answer = error
+            # Jitter, so that many who failed together do not come back together.
+            pause = _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+            if isinstance(answer, _Answer):
+                if answer.status not in _PASSING_STATUSES:
+                    return answer
+                pause = max(pause, _retry_after(answer.headers))
+            if attempt == _RETRIES or anyio.current_time() + pause >= until:
+                break
+            logger.info("%s is asked again for %s in %.1f s", self._host, path, pause)
+            await anyio.sleep(pause)
+        if isinstance(answer, APIError):
+            raise answer
+        return answer
+
+    async def _exchange(
+        self, method: str, path: str, seconds: float = _CONNECT_SECONDS + _READ_SECONDS, **options: Any
+    ) -> _Answer:
         try:
             # The in-process transport knows no time-outs, and a body may never end: bound the whole exchange.
-            with anyio.fail_after(_READ_SECONDS + _CONNECT_SECONDS):
+            with anyio.fail_after(max(seconds, 0.0)):
                 return await self._send(method, path, **options)
         except _NEVER_SENT as error:
             raise APIError(self._unreachable(error)) from error
@@ -281,14 +340,15 @@ class BFLClient:
                     break
             self.is_our_trainer = TRAINER_HEADER in response.headers
             whole = len(body) <= _ANSWER_LIMIT_BYTES
-            return _Answer(response.status_code, response.headers, bytes(body[:_ANSWER_LIMIT_BYTES]), whole)
+            kept = bytes(body[:_ANSWER_LIMIT_BYTES])
+            return _Answer(response.status_code, response.headers, kept, whole, self._redaction)
 
     def _expect(self, model: type[_Model], answer: _Answer, request: str) -> _Model:
         if answer.status != 200:
             raise self._refusal(answer, request)
         parsed = _parsed(model, answer.json()) if answer.whole else None
         if parsed is None:
-            kind = quote_foreign(answer.headers.get("content-type", "no content type"), 60)
+            kind = answer.header("content-type", "no content type")
             raise APIError(
                 f"{self._host} answered {request} with something else than the API's JSON ({kind}). "
                 "Check BFL_API_URL, and whether a proxy stands in between."
@@ -324,16 +384,17 @@ class BFLClient:
                 text = f"{self._host} found the request invalid (422{said})."
             case 429:
                 text = (
-                    f"{self._host} has too many active tasks of this account (429{said}). Try again when one has ended."
+                    f"{self._host} has too many active tasks of this account (429{said}). Try again when one has ended"
+                    f"{_asked_to_wait(answer.headers)}."
                 )
             case status if 300 <= status < 400:
-                target = quote_foreign(answer.headers.get("location", "nowhere"), 120)
+                target = answer.header("location", "nowhere")
                 text = (
                     f"{self._host} redirects {request} to {target!r} ({status}). Redirects are not followed, because "
                     "the key would go along: if that address is right, set BFL_API_URL to it."
                 )
             case status if status >= 500:
-                text = f"{self._host} failed ({status}{said}). Try again in a minute."
+                text = f"{self._host} failed ({status}{said}). Try again in a minute{_asked_to_wait(answer.headers)}."
             case status:
                 text = f"{self._host} refused {request} ({status}{said})."
         return kind(f"{text} {consequence}".rstrip())
@@ -341,6 +402,12 @@ class BFLClient:
     def _unreachable(self, error: Exception) -> str:
         if isinstance(error, httpx.UnsupportedProtocol):
             return f"{self.base_url} is no address that can be used. Check BFL_API_URL."
+        if _is_about_trust(error):
+            return (
+                f"The server at {self.base_url} does not prove who it is: {quote_foreign(error, 160)}. The key was not "
+                "sent. If a proxy or a trainer of your own stands there, let SSL_CERT_FILE name the file with its "
+                "certificate; else check BFL_API_URL."
+            )
         reason = "it took too long" if isinstance(error, httpx.TimeoutException) else quote_foreign(error, 120)
         advice = "Check this machine's network" if self._bfl else "Start it there, or correct BFL_API_URL"
         return f"No server can be reached at {self.base_url} ({reason}). {advice}, and try again."
@@ -391,6 +458,67 @@ class _Upload:
 
     def _next_block(self) -> bytes:
         return base64.b64encode(self._archive.read(_BLOCK_BYTES))
+
+
+class _Redaction:
+    """Makes a key unreadable in what a provider says: as it is, URL-encoded, and in base64 wherever it begins."""
+
+    def __init__(self, key: SecretStr | None) -> None:
+        value = "" if key is None else key.get_secret_value()
+        # So short a key is no secret, and its letters stand in every word.
+        forms = _forms_of(value) if len(value) >= _SHORTEST_SECRET else set()
+        # The longest first, so that nothing of it is left over.
+        ordered = sorted(forms, key=len, reverse=True)
+        self._forms = re.compile("|".join(re.escape(form) for form in ordered)) if ordered else None
+
+    def clean(self, value: Any) -> Any:
+        """The same value without the key, in all texts that it holds."""
+        if self._forms is None:
+            return value
+        if isinstance(value, str):
+            return self._forms.sub("[API key]", value)
+        if isinstance(value, list):
+            return [self.clean(item) for item in value]
+        if isinstance(value, dict):
+            return {self.clean(name): self.clean(item) for name, item in value.items()}
+        return value
+
+
+def _forms_of(key: str) -> set[str]:
+    plain = key.encode()
+    forms = {key, quote(key, safe="")}
+    for before in range(3):
+        coded = base64.b64encode(bytes(before) + plain).decode()
+        # Without the characters that also hold bits of what stands before or after.
+        core = coded[(before * 8 + 5) // 6 : (before + len(plain)) * 8 // 6]
+        forms |= {core, core.replace("+", "-").replace("/", "_")}
+    return forms
+
+
+def _is_about_trust(error: BaseException) -> bool:
+    """Whether a connection failed because the other side's certificate cannot be trusted."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _retry_after(headers: httpx.Headers) -> float:
+    """Seconds a server asks to be left alone, given as a number or as a date; 0 where it asks for nothing usable."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+
+
+def _asked_to_wait(headers: httpx.Headers) -> str:
+    seconds = _retry_after(headers)
+    return f"; it asks to wait {seconds:.0f} seconds" if seconds >= 1 else ""
 
 
 def _parsed(model: type[_Model], body: object) -> _Model | None:

@@ -15,6 +15,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails for good is asked four times; nobody has to wait for that here."""
+    monkeypatch.setattr("bfl_mcp.client._FIRST_PAUSE_SECONDS", 0.01)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -4,6 +4,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import anyio
+
 from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quote_foreign
 from bfl_mcp.finetunes.background import Background, Call, OnProgress
 from bfl_mcp.finetunes.journal import Entry
@@ -13,6 +15,9 @@ from bfl_mcp.finetunes.status import FinetuneStatus, follow_status
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
+
+_CALL_SECONDS = 50.0
+"""Hosts give up after 60 seconds."""
 
 ClientFor = Callable[[str], Awaitable["BFLClient | None"]]
 """Gives the client for a provider's address, or None where the key must not go."""
@@ -27,6 +32,17 @@ async def find_status(
         NotFoundError: There is none.
         APIError: It could not be read.
     """
+    with anyio.move_on_after(_CALL_SECONDS):
+        return await _find(starts, client_for, finetune_id, wait_seconds, on_progress)
+    raise APIError(
+        f"The provider took longer than {_CALL_SECONDS:.0f} seconds. Nothing was changed by asking. Ask again in a "
+        "minute."
+    )
+
+
+async def _find(
+    starts: Starts, client_for: ClientFor, finetune_id: str | None, wait_seconds: float, on_progress: OnProgress
+) -> FinetuneStatus:
     if finetune_id is not None:
         entry = await _entry(starts, finetune_id)
     else:

@@ -70,6 +70,10 @@ class FakeBFL:
         """Answer the next requests to an endpoint so; afterwards as usual. An exception is raised by `transport()`."""
         self._next.setdefault((method, path), []).extend(answers)
 
+    def fail_read(self, path: str, answer: Answer | Exception, times: int = 1) -> None:
+        """Fail readings as often as it takes for the client to give up."""
+        self.say_next("GET", path, *[answer] * (4 * times))
+
     def starts(self) -> list[Request]:
         """The starts that arrived; a probe without images is none."""
         return [

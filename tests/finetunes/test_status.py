@@ -96,7 +96,7 @@ async def test_a_failing_task_with_details_is_unknown(
 ) -> None:
     """Observed in January 2025 for fresh finetunes: it exists, and nobody can say how it stands."""
     finetune_id = bfl.add_finetune()
-    bfl.say_next("GET", "/v1/get_result", failure)
+    bfl.fail_read("/v1/get_result", failure)
 
     status = await read_status(api, finetune_id)
 
@@ -108,7 +108,7 @@ async def test_a_failing_task_with_details_is_unknown(
 async def test_failing_details_do_not_hide_the_state(bfl: FakeBFL, api: BFLClient) -> None:
     """The state is in the task; the details are an addition."""
     finetune_id = bfl.add_finetune("Ready")
-    bfl.say_next("GET", "/v1/finetune_details", Answer(500))
+    bfl.fail_read("/v1/finetune_details", Answer(500))
 
     status = await read_status(api, finetune_id)
 
@@ -120,7 +120,7 @@ async def test_failing_details_do_not_hide_the_state(bfl: FakeBFL, api: BFLClien
 async def test_two_failures_are_an_error(bfl: FakeBFL, api: BFLClient) -> None:
     """With nothing read there is nothing to deduce from."""
     for path in ("/v1/finetune_details", "/v1/get_result"):
-        bfl.say_next("GET", path, Answer(503))
+        bfl.fail_read(path, Answer(503))
 
     with pytest.raises(APIError, match="could not be read"):
         await read_status(api, "x")

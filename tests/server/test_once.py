@@ -103,7 +103,7 @@ async def test_the_row_is_written_before_the_start_is_sent(bfl: FakeBFL, home: P
 
 async def test_a_list_that_cannot_be_read_stops_the_start(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
     """Without it nobody could tell later what came of a lost answer."""
-    bfl.say_next("GET", "/v1/my_finetunes", Answer(503))
+    bfl.fail_read("/v1/my_finetunes", Answer(503))
     async with connect(home, bfl) as client:
         words = await refused(client, "create_finetune", asked)
 
@@ -292,7 +292,8 @@ async def test_a_lost_answer_is_settled_by_the_next_call(home: Path, asked: dict
     """The list may fail at first too; until it is read, a repeat is blocked."""
     bfl = LosesAnswers()
     async with connect(home, bfl) as client:
-        bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": []}), Answer(503), Answer(503))
+        bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": []}))
+        bfl.fail_read("/v1/my_finetunes", Answer(503), times=2)
         lost = await refused(client, "create_finetune", asked)
         blocked = await refused(client, "create_finetune", asked)
         settled = facts_of(await client.call_tool("create_finetune", asked))
@@ -439,7 +440,7 @@ async def test_a_new_finetune_that_tells_nothing_yet_keeps_it_unclear(
     known: dict[str, Any] = {}
     async with connect(home, bfl, settle=0) as client:
         if answer is not None:
-            bfl.say_next("GET", "/v1/finetune_details", *[answer] * 2)
+            bfl.say_next("GET", "/v1/finetune_details", *[answer] * (8 if answer.status == 500 else 2))
         lost = await refused(client, "create_finetune", asked)
         blocked = await refused(client, "create_finetune", asked)
         [(finetune_id, details)] = bfl.finetunes.items()
@@ -458,7 +459,7 @@ async def test_the_details_of_a_stranger_stop_no_start(bfl: FakeBFL, home: Path,
     async with connect(home, bfl) as client:
         await refused(client, "create_finetune", asked)
         bfl.add_finetune(iterations=777)
-        bfl.say_next("GET", "/v1/finetune_details", Answer(500))
+        bfl.fail_read("/v1/finetune_details", Answer(500))
         facts = facts_of(await client.call_tool("create_finetune", {**asked, "iterations": 200}))
 
     assert facts["started"] is True

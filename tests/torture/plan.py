@@ -194,8 +194,9 @@ def _make_deed(rng: random.Random, kind: Kind) -> Deed:
         case "refused":
             return Deed("refuse", status=rng.choice((402, 422, 429)))
         case "list fails":
+            # Statuses for which a reading is not tried again, so that the list really fails.
             return rng.choice(
-                (Deed("error", status=rng.choice((500, 503, 403))), Deed("cut answer", share, reset=reset))
+                (Deed("error", status=rng.choice((501, 520, 403))), Deed("cut answer", share, reset=reset))
             )
         case "delay":
             return Deed(delay_seconds=rng.uniform(0.1, 2.0))

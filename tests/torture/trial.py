@@ -107,7 +107,7 @@ class _Trial:
         (self.provider.next_lists if fault.kind == "list fails" else self.provider.next_starts).append(fault.deed)
         if fault.list_fails_after:
             # The first is read before the start, the second to find out what came of it.
-            self.provider.next_lists.extend([Deed(), Deed("error", status=503)])
+            self.provider.next_lists.extend([Deed(), Deed("error", status=520)])
         calls = self._ask_all(fault, server, second)
         if fault.strikes:
             self._wait_for_moment(fault, calls)
