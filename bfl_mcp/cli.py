@@ -26,6 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         "Settings are environment variables: see the README.",
     )
     parser.add_argument("--version", action="version", version=f"bfl-mcp {__version__}")
+    parser.add_argument(
+        "--allow",
+        nargs="+",
+        metavar="DIR",
+        action="extend",
+        help="folders below which an agent may name folders of images; default: the home directory. The same as "
+        "BFL_MCP_ALLOWED_DIRS",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
@@ -39,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bfl_mcp.demo import run_demo
 
         return run_demo(chosen.folder)
-    return _serve()
+    return _serve(chosen.allow)
 
 
-def _serve() -> int:
+def _serve(allowed: list[str] | None) -> int:
     import gc
 
     # The SDK builds some hundred models while it is imported; collecting garbage meanwhile finds none and costs a
@@ -53,7 +61,8 @@ def _serve() -> int:
     from bfl_mcp.server import build_server
 
     try:
-        server = build_server(read_settings())
+        flags = {} if allowed is None else {"BFL_MCP_ALLOWED_DIRS": tuple(allowed)}
+        server = build_server(read_settings(**flags))
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201 - hosts show standard error in their logs
         return 2

@@ -1,6 +1,7 @@
 """What the person decides: environment variables → `Settings`. Empty means unset; secrets stay secret."""
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -26,6 +27,10 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, validation_alias="BFL_API_KEY")
     api_url: str | None = Field(default=None, validation_alias="BFL_API_URL")
     home: Annotated[Path, NoDecode] = Field(default_factory=_default_home, validation_alias="BFL_MCP_HOME")
+    allowed_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default_factory=lambda: (Path.home(),), validation_alias="BFL_MCP_ALLOWED_DIRS"
+    )
+    """Folders an agent may name lie in one of these, and in no hidden folder below it."""
     max_megapixels: float = Field(
         default=BFL_MAX_MEGAPIXELS, ge=0, allow_inf_nan=False, validation_alias="BFL_MCP_MAX_MEGAPIXELS"
     )
@@ -67,14 +72,17 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _expand_home(cls, value: Path) -> Path:
-        # Hosts start servers anywhere and do not expand `~`.
-        try:
-            path = value.expanduser()
-        except RuntimeError:
-            raise ValueError("it names an unknown home directory") from None
-        if not path.is_absolute():
-            raise ValueError("it must be an absolute path")
-        return path
+        return _expand(value)
+
+    @field_validator("allowed_dirs", mode="before")
+    @classmethod
+    def _split_dirs(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_dirs")
+    @classmethod
+    def _expand_dirs(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(_expand(path) for path in value)
 
     @property
     def provider_url(self) -> str | None:
@@ -84,14 +92,14 @@ class Settings(BaseSettings):
         return BFL_API_URL if self.api_key is not None else None
 
 
-def read_settings() -> Settings:
-    """Read the settings from the environment.
+def read_settings(**flags: Any) -> Settings:
+    """Read the settings from the environment; flags given on the command line, by their variable's name, win.
 
     Raises:
         ConfigError: A variable cannot be used. Every fault is named at once, and no value that could be secret.
     """
     try:
-        return Settings()
+        return Settings(**flags)
     except ValidationError as error:
         faults = [
             f"- {'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
@@ -115,6 +123,17 @@ def is_bfl_host(url: str) -> bool:
     """Whether the URL's host belongs to Black Forest Labs."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     return host == BFL_DOMAIN or host.endswith("." + BFL_DOMAIN)
+
+
+def _expand(path: Path) -> Path:
+    # Hosts start servers anywhere and do not expand `~`.
+    try:
+        expanded = Path(str(path).strip()).expanduser()
+    except RuntimeError:
+        raise ValueError("it names an unknown home directory") from None
+    if not expanded.is_absolute():
+        raise ValueError("it must be an absolute path")
+    return expanded
 
 
 def _check_url(url: str) -> str:

@@ -61,7 +61,9 @@ async def _converse(request: dict[str, str], home: str) -> int:
     # The SDK passes on PATH, HOME and the like, and none of the BFL_ variables. With -P nothing is imported from the
     # folder the person happens to be in, not even this package.
     environment = {"BFL_MCP_HOME": home, "PYTHONPATH": str(Path(__file__).parents[1])}
-    server = StdioServerParameters(command=sys.executable, args=["-P", "-m", "bfl_mcp"], env=environment)
+    server = StdioServerParameters(
+        command=sys.executable, args=["-P", "-m", "bfl_mcp", "--allow", request["folder"]], env=environment
+    )
     async with Client(server) as client:
         rehearsal = await _call(client, "create_finetune", {**request, "dry_run": True})
         if rehearsal.is_error:

@@ -9,7 +9,10 @@ from bfl_mcp.config import Settings
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What an agent may name lies in the home directory.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
     for name in os.environ:
         if name.startswith("BFL_"):
             monkeypatch.delenv(name)

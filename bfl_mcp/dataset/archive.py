@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from bfl_mcp.contract import MIN_IMAGES
-from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped, open_regular
+from bfl_mcp.dataset.access import why
+from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
 from bfl_mcp.dataset.images import PreparedImage, prepare_image
 from bfl_mcp.errors import DatasetError, quote_foreign
 
@@ -84,9 +85,9 @@ def pack_dataset(
         raise _no_room(error) from None
     try:
         # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
-        images = dataset.images if count <= 2 * max_images else ()
         pictures = hashlib.sha256()
-        _write_images(file, images, max_megapixels, faults, on_image, pictures.update)
+        if count <= 2 * max_images:
+            _write_images(file, dataset, max_megapixels, faults, on_image, pictures.update)
         if faults:
             raise _refusal(dataset, faults)
         size = file.seek(0, os.SEEK_END)
@@ -131,14 +132,14 @@ def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
 
 def _write_images(
     file: BinaryIO,
-    images: tuple[ImageFile, ...],
+    dataset: Dataset,
     max_megapixels: float,
     faults: list[str],
     on_image: Callable[[int], None],
     on_bytes: Callable[[bytes], None],
 ) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for number, (image, outcome) in enumerate(_prepare_in_order(images, max_megapixels), start=1):
+        for number, (image, outcome) in enumerate(_prepare_in_order(dataset, max_megapixels), start=1):
             try:
                 ready = outcome.result()
                 with ready.source:
@@ -148,15 +149,13 @@ def _write_images(
             on_image(number)
 
 
-def _prepare_in_order(
-    images: tuple[ImageFile, ...], max_megapixels: float
-) -> Iterator[tuple[ImageFile, Future[_Ready]]]:
+def _prepare_in_order(dataset: Dataset, max_megapixels: float) -> Iterator[tuple[ImageFile, Future[_Ready]]]:
     """Prepare images on all cores, a few ahead of the one that is written, so that memory stays bounded."""
     waiting: deque[tuple[ImageFile, Future[_Ready]]] = deque()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bfl-mcp-image") as pool:
         try:
-            for image in images:
-                waiting.append((image, pool.submit(_prepare, image, max_megapixels)))
+            for image in dataset.images:
+                waiting.append((image, pool.submit(_prepare, dataset, image, max_megapixels)))
                 if len(waiting) > _WORKERS:
                     yield waiting.popleft()
             while waiting:
@@ -172,11 +171,11 @@ def _close_source(future: Future[_Ready]) -> None:
         future.result().source.close()
 
 
-def _prepare(image: ImageFile, max_megapixels: float) -> _Ready:
+def _prepare(dataset: Dataset, image: ImageFile, max_megapixels: float) -> _Ready:
     try:
-        source = open_regular(image.path)
+        source = dataset.open(image)
     except OSError as error:
-        raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
+        raise DatasetError(f"it cannot be read: {why(error)}") from None
     try:
         before = _identity(source)
         prepared = prepare_image(source, max_megapixels)

@@ -4,18 +4,17 @@ Only the folder itself is read, never a subfolder, a link or a hidden file. A fi
 """
 
 import os
-import stat
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES
+from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
-_NOTHING: Final = "Nothing was sent or charged."
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -38,34 +37,56 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A folder as it was found. Images in name order; `faults` holds one sentence each."""
+    """A folder as it was found. Images in name order; `faults` holds one sentence each.
+
+    The folder stays open, so that its files can be read later through `open` and nothing else.
+    """
 
     folder: Path
     images: tuple[ImageFile, ...]
     skipped: tuple[Skipped, ...]
     faults: tuple[str, ...]
+    _source: OpenFolder = field(compare=False, repr=False)
 
     @property
     def captions(self) -> int:
         """How many images have a caption of their own."""
         return sum(image.caption is not None for image in self.images)
 
+    def open(self, image: ImageFile) -> BinaryIO:
+        """Open an image for reading, wherever its path may lead by now.
 
-def read_dataset(folder: str | Path) -> Dataset:
+        Raises:
+            OSError: It is gone, or no longer a regular file.
+        """
+        return self._source.open(image.path.name)
+
+    def close(self) -> None:
+        """Let go of the folder. What was found in it stays."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_dataset(folder: str | Path, access: Access = ANYWHERE) -> Dataset:
     """Look through a folder. The images are not decoded yet.
 
     Raises:
-        DatasetError: The folder cannot be read at all. What is wrong inside it is in `faults`.
+        DatasetError: The folder may or can not be read at all. What is wrong inside it is in `faults`.
     """
-    path = _find_folder(str(folder))
-    found = _Findings(path)
+    source = access.open(folder)
+    found = _Findings(source)
     captions: dict[str, Path] = {}
     try:
-        with os.scandir(path) as entries:
-            # NFC, because macOS hands out decomposed names and the same folder must give the same archive.
-            ordered = sorted(entries, key=lambda entry: (_nfc(entry.name), entry.name))
+        # NFC, because macOS hands out decomposed names and the same folder must give the same archive.
+        ordered = sorted(source.entries(), key=lambda entry: (_nfc(entry.name), entry.name))
     except OSError as error:
-        raise DatasetError(f"{_shown(path)} cannot be read: {_why(error)}. {_NOTHING}") from None
+        source.close()
+        raise DatasetError(f"{shown(source.path)} cannot be read: {why(error)}. {NOTHING}") from None
     for entry in ordered:
         if reason := _reason_to_skip(entry):
             found.skip(entry.name, reason)
@@ -73,31 +94,17 @@ def read_dataset(folder: str | Path) -> Dataset:
             stem = _nfc(Path(entry.name).stem)
             if stem in captions:
                 found.skip(captions[stem].name, "a second caption of that name")
-            captions[stem] = Path(entry.path)
+            captions[stem] = source.path / entry.name
         else:
-            found.look_at(Path(entry.path))
+            found.look_at(source.path / entry.name)
     return found.dataset(captions)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading, following no link.
-
-    Raises:
-        OSError: It is a link, a pipe, a device or cannot be opened.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path.name} is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 class _Findings:
     """What has been found so far in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, source: OpenFolder) -> None:
+        self._source = source
         self.images: list[ImageFile] = []
         self.skipped: list[Skipped] = []
         self.faults: list[str] = []
@@ -111,10 +118,10 @@ class _Findings:
     def look_at(self, path: Path) -> None:
         """Sort one file by its content."""
         try:
-            with open_regular(path) as file:
+            with self._source.open(path.name) as file:
                 head = file.read(HEAD_BYTES)
         except OSError as error:
-            self.fault(path.name, f"it cannot be read: {_why(error)}")
+            self.fault(path.name, f"it cannot be read: {why(error)}")
             return
         suffix = path.suffix.lower()
         form = identify(head)
@@ -147,15 +154,15 @@ class _Findings:
         )
         if not images and not self.faults:
             self.faults.append("It holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF).")
-        return Dataset(self.folder, images, tuple(self.skipped), tuple(self.faults))
+        return Dataset(self._source.path, images, tuple(self.skipped), tuple(self.faults), self._source)
 
     def _read_caption(self, path: Path) -> str | None:
         """The caption's text without the white space around it; None, and a fault, where it cannot be read."""
         try:
-            with open_regular(path) as file:
+            with self._source.open(path.name) as file:
                 data = file.read(MAX_CAPTION_BYTES + 1)
         except OSError as error:
-            self.fault(path.name, f"the caption cannot be read: {_why(error)}")
+            self.fault(path.name, f"the caption cannot be read: {why(error)}")
             return None
         if len(data) > MAX_CAPTION_BYTES:
             self.fault(path.name, f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it")
@@ -170,30 +177,6 @@ class _Findings:
             self.fault(path.name, "the caption holds NUL characters; save it as plain UTF-8 text")
             return None
         return "\n".join(text.split("\r\n")).strip()
-
-
-def _find_folder(named: str) -> Path:
-    try:
-        # Models and people paste paths with line breaks and quotes around them.
-        path = Path(named.strip().strip("\"'").strip()).expanduser()
-    except RuntimeError:
-        raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. {_NOTHING}") from None
-    if not path.is_absolute():
-        raise DatasetError(
-            f"{quote_foreign(named)!r} is not a full path. {_NOTHING} Give it from the root or from ~, "
-            "for example /home/ana/Pictures/robot."
-        )
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise DatasetError(f"There is no folder {_shown(path)}. {_NOTHING} Ask the person for the path.") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{_shown(path)} cannot be read: {_why(error)}. {_NOTHING}") from None
-    if not stat.S_ISDIR(mode):
-        raise DatasetError(
-            f"{_shown(path)} is a file, not a folder. {_NOTHING} Name the folder it lies in: {_shown(path.parent)}."
-        )
-    return path
 
 
 def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
@@ -215,17 +198,3 @@ def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
 
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def _shown(path: Path) -> str:
-    return repr(quote_foreign(path))
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file or folder"
-    if isinstance(error, PermissionError):
-        return "this user may not read it"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
-    return "it is not a regular file" if isinstance(error, OSError) else "the name cannot be used"

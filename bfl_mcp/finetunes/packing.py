@@ -1,10 +1,8 @@
 """Archives of folders: packed in the background, kept by what the folder looked like, handed out once."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio.from_thread
@@ -17,7 +15,7 @@ from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.provider import Provider
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Archive
+    from bfl_mcp.dataset import Access, Archive
 
 _ARCHIVES_KEPT: Final = 2
 
@@ -47,7 +45,7 @@ class Packing:
         """
         packing = self._folders.get(folder)
         if packing is not None and packing.is_finished:
-            stamp = await anyio.to_thread.run_sync(_stamp, folder)
+            stamp = await anyio.to_thread.run_sync(self._stamp, folder)
             if self._folders.get(folder) is not packing:
                 # Somebody took it for sending, or packs anew, while we looked.
                 return await self.pack(folder, call)
@@ -101,20 +99,21 @@ class Packing:
         from bfl_mcp.dataset import pack_dataset, read_dataset
 
         def pack() -> Packed:
-            stamp = _stamp(folder)
-            dataset = read_dataset(Path(folder))
-            total = len(dataset.images)
+            stamp = self._stamp(folder)
+            total = 0
 
             def on_image(done: int) -> None:
                 anyio.from_thread.check_cancelled()
                 work.report(f"{done} of {total} images packed")
 
-            archive = pack_dataset(
-                dataset,
-                max_images=self._provider.max_images,
-                max_megapixels=self._settings.max_megapixels,
-                on_image=on_image,
-            )
+            with read_dataset(folder, self._access()) as dataset:
+                total = len(dataset.images)
+                archive = pack_dataset(
+                    dataset,
+                    max_images=self._provider.max_images,
+                    max_megapixels=self._settings.max_megapixels,
+                    on_image=on_image,
+                )
             return Packed(archive, stamp)
 
         packed = await anyio.to_thread.run_sync(pack)
@@ -128,6 +127,25 @@ class Packing:
                 "(BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB."
             )
         return packed
+
+    def _access(self) -> "Access":
+        """What may be read, because it is an agent that names the folders."""
+        from bfl_mcp.dataset import Access
+
+        return Access(self._settings.allowed_dirs, private=(self._settings.home,))
+
+    def _stamp(self, folder: str) -> str:
+        """What a folder looks like from outside: names, sizes and times."""
+        try:
+            with self._access().open(folder) as source:
+                seen = sorted(
+                    (entry.name, status.st_size, status.st_mtime_ns)
+                    for entry in source.entries()
+                    for status in (entry.stat(follow_symlinks=False),)
+                )
+        except (OSError, DatasetError):
+            seen = []
+        return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def megabytes(size_bytes: int) -> str:
@@ -147,17 +165,3 @@ def count(archive: "Archive") -> str:
         case number:
             skipped = f", {number} files skipped"
     return f"{images} ({captions}{skipped})"
-
-
-def _stamp(folder: str) -> str:
-    """What a folder looks like from outside: names, sizes and times."""
-    try:
-        with os.scandir(Path(folder.strip().strip("\"'").strip()).expanduser()) as entries:
-            seen = sorted(
-                (entry.name, status.st_size, status.st_mtime_ns)
-                for entry in entries
-                for status in (entry.stat(follow_symlinks=False),)
-            )
-    except (OSError, RuntimeError, ValueError):
-        seen = []
-    return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).hexdigest()

@@ -27,7 +27,8 @@ _ADOBE_GAMMA = 563 / 256
 
 def pack(folder: Path, max_images: int = 100, max_megapixels: float = 1.0) -> dict[str, bytes]:
     """What lies in the archive of a folder, by name."""
-    archive = pack_dataset(read_dataset(folder), max_images=max_images, max_megapixels=max_megapixels)
+    with read_dataset(folder) as dataset:
+        archive = pack_dataset(dataset, max_images=max_images, max_megapixels=max_megapixels)
     with closing(archive), zipfile.ZipFile(archive.file) as opened:
         return {name: opened.read(name) for name in opened.namelist()}
 

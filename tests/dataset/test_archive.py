@@ -35,7 +35,8 @@ def _mixed_folder(folder: Path) -> Path:
 
 
 def _packed(folder: Path, max_images: int = 100) -> Archive:
-    return pack_dataset(read_dataset(folder), max_images=max_images, max_megapixels=1.0)
+    with read_dataset(folder) as dataset:
+        return pack_dataset(dataset, max_images=max_images, max_megapixels=1.0)
 
 
 def _bytes(folder: Path) -> bytes:

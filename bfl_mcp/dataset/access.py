@@ -1,0 +1,213 @@
+"""Which folders may be read, and how they are read so that nothing can be swapped between the look and the reading.
+
+An agent names the folder, so the name is checked like an attacker's: after all links are resolved it must lie in a
+folder that the person allowed, outside hidden folders and the server's own data. Where the system has `openat`, the
+folder is then opened step by step without following a link, and its files are opened through it: what was checked is
+what is read, whatever happens to the path meanwhile.
+"""
+
+import errno
+import os
+import stat
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from bfl_mcp.errors import DatasetError, quote_foreign
+
+NOTHING: Final = "Nothing was sent or charged."
+
+_HAS_OPENAT: Final = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+_FOLDER_FLAGS: Final = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+# On the way through a folder one needs to pass it, not to list it.
+_PASSING: Final = getattr(os, "O_PATH", os.O_RDONLY)
+# A pipe is not waited for, a terminal not taken.
+_FILE_FLAGS: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+)
+
+
+class OpenFolder:
+    """A folder that was checked and is read from now on. Closed by `close`, as a context manager, or when forgotten."""
+
+    def __init__(self, path: Path, descriptor: int | None) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor) if descriptor is not None else lambda: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._close()
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """What lies in it, in no order.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with os.scandir(self.path if self._descriptor is None else self._descriptor) as entries:
+            yield from entries
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a regular file directly in it for reading, following no link.
+
+        Raises:
+            OSError: It is a link, a pipe, a device, or cannot be opened.
+        """
+        if self._descriptor is not None:
+            descriptor = os.open(name, _FILE_FLAGS, dir_fd=self._descriptor)
+        else:
+            descriptor = os.open(self.path / name, _FILE_FLAGS)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._is_still_here(name, descriptor):
+            os.close(descriptor)
+            raise OSError(f"{name} is not a regular file")
+        return os.fdopen(descriptor, "rb")
+
+    def _is_still_here(self, name: str, descriptor: int) -> bool:
+        """Whether what was opened is what lies in the folder. Only asked where a path had to be opened again."""
+        if self._descriptor is not None:
+            return True
+        path = self.path / name
+        return os.path.realpath(path) == str(path) and os.path.samestat(os.fstat(descriptor), path.lstat())
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What may be read: folders below `allowed` (None for any folder), except what lies in `private`."""
+
+    allowed: tuple[Path, ...] | None = None
+    private: tuple[Path, ...] = ()
+
+    def open(self, named: str | Path) -> OpenFolder:
+        """Check and open a folder.
+
+        Raises:
+            DatasetError: It may not be read, is none, or cannot be opened.
+        """
+        path = _read_name(str(named))
+        try:
+            real = Path(os.path.realpath(path))
+        except (OSError, ValueError):
+            raise DatasetError(f"{shown(path)} cannot be used as the name of a folder. {NOTHING}") from None
+        root = self._root_of(path, real)
+        try:
+            return _open_below(root, real)
+        except (OSError, ValueError) as error:
+            raise _cannot_open(path, real, error) from None
+
+    def _root_of(self, path: Path, real: Path) -> Path:
+        """The folder below which the checks hold.
+
+        Raises:
+            DatasetError: It lies in no allowed one. Said before anything is said of what is there.
+        """
+        root = real
+        if self.allowed is not None:
+            # The innermost, so that a hidden folder can be allowed by its own name.
+            roots = [folder for folder in map(_real, self.allowed) if real.is_relative_to(folder)]
+            if not roots:
+                raise DatasetError(
+                    f"{shown(path)} is not in a folder that this server may read. {NOTHING} It may read: "
+                    f"{self._names()}. Choose a folder in there, or let the person add this one to "
+                    "BFL_MCP_ALLOWED_DIRS (or --allow) and restart the server."
+                )
+            root = max(roots, key=lambda folder: len(folder.parts))
+            hidden = next((part for part in real.relative_to(root).parts if part.startswith(".")), None)
+            if hidden is not None:
+                raise DatasetError(
+                    f"{shown(path)} lies in the hidden folder {quote_foreign(hidden)!r}, and hidden folders are never "
+                    f"read. {NOTHING} Copy the pictures to a folder that is not hidden."
+                )
+        if any(real.is_relative_to(_real(private)) for private in self.private):
+            raise DatasetError(
+                f"{shown(path)} holds this server's own data, which is never read as a dataset. {NOTHING} Name the "
+                "folder with the pictures."
+            )
+        return root
+
+    def _names(self) -> str:
+        return ", ".join(shown(folder) for folder in self.allowed or ()) or "none at all"
+
+
+ANYWHERE: Final = Access()
+"""For a folder that the person names, rather than an agent."""
+
+
+def shown(path: Path) -> str:
+    """A path as it may stand in a sentence."""
+    return repr(quote_foreign(path))
+
+
+def why(error: Exception) -> str:
+    """Why a file or folder cannot be read, as half a sentence."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file or folder"
+    if isinstance(error, PermissionError) and error.errno == errno.EPERM:
+        # What macOS answers to an app that may not look into Desktop, Documents or Downloads.
+        return (
+            "operation not permitted; on a Mac, allow the app that runs this server under System Settings, Privacy & "
+            "Security, Files and Folders (or Full Disk Access)"
+        )
+    if isinstance(error, PermissionError):
+        return "this user may not read it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return "it is not a regular file" if isinstance(error, OSError) else "the name cannot be used"
+
+
+def _read_name(named: str) -> Path:
+    try:
+        # Models and people paste paths with line breaks and quotes around them.
+        path = Path(named.strip().strip("\"'").strip()).expanduser()
+    except RuntimeError:
+        raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. {NOTHING}") from None
+    if not path.is_absolute():
+        raise DatasetError(
+            f"{quote_foreign(named)!r} is not a full path. {NOTHING} Give it from the root or from ~, "
+            "for example /home/ana/Pictures/robot."
+        )
+    return path
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _open_below(root: Path, real: Path) -> OpenFolder:
+    """Open a folder whose links are resolved, from its root down, without following a link put there since."""
+    if not _HAS_OPENAT:
+        if not stat.S_ISDIR(real.lstat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return OpenFolder(real, None)
+    descriptor: int | None = None
+    steps = [os.fspath(root), *real.relative_to(root).parts]
+    for number, step in enumerate(steps, start=1):
+        outer = descriptor
+        try:
+            how = os.O_RDONLY if number == len(steps) else _PASSING
+            descriptor = os.open(step, how | _FOLDER_FLAGS, dir_fd=outer)
+        finally:
+            if outer is not None:
+                os.close(outer)
+    return OpenFolder(real, descriptor)
+
+
+def _cannot_open(path: Path, real: Path, error: Exception) -> DatasetError:
+    if isinstance(error, FileNotFoundError):
+        return DatasetError(f"There is no folder {shown(path)}. {NOTHING} Ask the person for the path.")
+    if isinstance(error, NotADirectoryError) and real.is_file():
+        return DatasetError(
+            f"{shown(path)} is a file, not a folder. {NOTHING} Name the folder it lies in: {shown(path.parent)}."
+        )
+    return DatasetError(f"{shown(path)} cannot be read: {why(error)}. {NOTHING}")
