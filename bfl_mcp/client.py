@@ -41,6 +41,7 @@ from bfl_mcp.errors import (
     OutcomeUnknownError,
     TrainingClosedError,
     quote_foreign,
+    quoted,
 )
 
 logger = logging.getLogger(__name__)
@@ -390,8 +391,8 @@ class BFLClient:
             case status if 300 <= status < 400:
                 target = answer.header("location", "nowhere")
                 text = (
-                    f"{self._host} redirects {request} to {target!r} ({status}). Redirects are not followed, because "
-                    "the key would go along: if that address is right, set BFL_API_URL to it."
+                    f"{self._host} redirects {request} to {quoted(target)} ({status}). Redirects are not followed, "
+                    "because the key would go along: if that address is right, set BFL_API_URL to it."
                 )
             case status if status >= 500:
                 text = f"{self._host} failed ({status}{said}). Try again in a minute{_asked_to_wait(answer.headers)}."

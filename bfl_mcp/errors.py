@@ -19,6 +19,10 @@ from collections.abc import Sequence
 
 _FOREIGN_TEXT_LIMIT = 300
 
+# They bind letters and emoji together in many scripts, and turn nothing around.
+_JOINERS = "\u200c\u200d"
+_FIRST_LOST_BYTE, _LAST_LOST_BYTE = 0xDC80, 0xDCFF
+
 
 class BFLError(Exception):
     """A failure with a message written for the reader of the conversation."""
@@ -56,13 +60,32 @@ class OutcomeUnknownError(APIError):
 
 
 def quote_foreign(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
-    """Make text from an API, a file name or a caption safe to stand in one of our sentences.
+    r"""Make text from an API, a file name or a caption safe to stand in one of our sentences.
 
-    Control and formatting characters (line breaks, terminal escapes, bidirectional marks) become spaces, runs of white
-    space become one space, and what is longer than `limit` characters is cut with an ellipsis.
+    Runs of white space, line breaks included, become one space. Other control and formatting characters (terminal
+    escapes, bidirectional marks) and bytes that are no text are shown as escapes, such as `\u202e`. What is longer
+    than `limit` characters is cut with an ellipsis.
     """
     # Four characters of source for each one shown bounds the work on a hostile text.
     source = str(text)[: limit * 4]
-    plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in source)
-    plain = " ".join(plain.split())
+    plain = " ".join("".join(map(_harmless, source)).split())
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def quoted(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
+    """The same between quotation marks, which it cannot end."""
+    plain = quote_foreign(text, limit)
+    mark = '"' if "'" in plain else "'"
+    return mark + plain.replace(mark, "\\" + mark) + mark
+
+
+def _harmless(char: str) -> str:
+    if char.isspace():
+        return " "
+    if unicodedata.category(char)[0] not in "CZ" or char in _JOINERS:
+        return char
+    code = ord(char)
+    if _FIRST_LOST_BYTE <= code <= _LAST_LOST_BYTE:
+        # A byte of a file name that is no UTF-8, as Python carries it.
+        return f"\\x{code - _FIRST_LOST_BYTE + 0x80:02x}"
+    return char.encode("unicode_escape").decode()

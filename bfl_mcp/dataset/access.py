@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quoted
 
 NOTHING: Final = "Nothing was sent or charged."
 
@@ -126,7 +126,7 @@ class Access:
             hidden = next((part for part in real.relative_to(root).parts if part.startswith(".")), None)
             if hidden is not None:
                 raise DatasetError(
-                    f"{shown(path)} lies in the hidden folder {quote_foreign(hidden)!r}, and hidden folders are never "
+                    f"{shown(path)} lies in the hidden folder {quoted(hidden)}, and hidden folders are never "
                     f"read. {NOTHING} Copy the pictures to a folder that is not hidden."
                 )
         if any(real.is_relative_to(_real(private)) for private in self.private):
@@ -146,7 +146,7 @@ ANYWHERE: Final = Access()
 
 def shown(path: Path) -> str:
     """A path as it may stand in a sentence."""
-    return repr(quote_foreign(path))
+    return quoted(path)
 
 
 def why(error: Exception) -> str:
@@ -171,10 +171,10 @@ def _read_name(named: str) -> Path:
         # Models and people paste paths with line breaks and quotes around them.
         path = Path(named.strip().strip("\"'").strip()).expanduser()
     except RuntimeError:
-        raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. {NOTHING}") from None
+        raise DatasetError(f"{quoted(named)} names an unknown home directory. {NOTHING}") from None
     if not path.is_absolute():
         raise DatasetError(
-            f"{quote_foreign(named)!r} is not a full path. {NOTHING} Give it from the root or from ~, "
+            f"{quoted(named)} is not a full path. {NOTHING} Give it from the root or from ~, "
             "for example /home/ana/Pictures/robot."
         )
     return path

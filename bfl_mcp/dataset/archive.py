@@ -15,7 +15,7 @@ from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
 from bfl_mcp.dataset.images import PreparedImage, prepare_image
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_foreign, quoted
 
 _COPY_BLOCK_BYTES: Final = 1 << 18
 
@@ -120,7 +120,7 @@ def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
     shown = [f"- {fault}" for fault in faults[:_FAULTS_SHOWN]]
     if len(faults) > _FAULTS_SHOWN:
         shown.append(f"- … and {len(faults) - _FAULTS_SHOWN} more.")
-    lines = [f"{quote_foreign(dataset.folder)!r} cannot be trained on as it is. Nothing was sent or charged.", *shown]
+    lines = [f"{quoted(dataset.folder)} cannot be trained on as it is. Nothing was sent or charged.", *shown]
     if dataset.skipped:
         left_out = [f"- {item.name}: {item.reason}" for item in dataset.skipped[:_LEFT_OUT_SHOWN]]
         if len(dataset.skipped) > _LEFT_OUT_SHOWN:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bfl_mcp.errors import APIError, ConfigError, quote_foreign
+from bfl_mcp.errors import APIError, ConfigError, quoted
 from bfl_mcp.finetunes.spend import check_spend_limit
 
 EntryState = Literal["sending", "started", "refused", "unclear", "released", "failed", "deleted"]
@@ -61,7 +61,8 @@ class JournalError(ConfigError):
 
     def __init__(self, path: Path, reason: object) -> None:
         super().__init__(
-            f"The journal {str(path)!r} cannot be used ({reason}). Nothing was sent or charged by this call, because a "
+            f"The journal {quoted(path)} cannot be used ({reason}). Nothing was sent or charged by this call, "
+            "because a "
             "start that is not written down could be sent twice. Make room on the disk, or set BFL_MCP_HOME to a "
             "folder that this user may write."
         )
@@ -258,7 +259,7 @@ class Journal:
 
     def _in_flight(self, key: str) -> str:
         rows = [entry for entry in self.repeats(key) if entry.state == "sending"]
-        doing = f"is sending {quote_foreign(rows[0].comment, 80)!r}" if rows else "is busy with the same"
+        doing = f"is sending {quoted(rows[0].comment, 80)}" if rows else "is busy with the same"
         return (
             f"Another server process on this machine {doing} right now: the same images with the same parameters. "
             "Nothing more was sent. Ask again in a minute; it will be known then what came of it."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quote_foreign
+from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quoted
 from bfl_mcp.finetunes.background import Background, Call, OnProgress
 from bfl_mcp.finetunes.journal import Entry
 from bfl_mcp.finetunes.start import Starts
@@ -88,7 +88,7 @@ async def _entry(starts: Starts, finetune_id: str | None) -> Entry | None:
 
 
 def _name(entry: Entry) -> str:
-    return repr(quote_foreign(entry.comment, 80))
+    return quoted(entry.comment, 80)
 
 
 def _sending(doing: str) -> FinetuneStatus:

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
-from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, quote_foreign
+from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.journal import Entry, Intent, Journal, JournalError, account_of
 from bfl_mcp.finetunes.packing import Packed, Packing, count, megabytes
@@ -275,9 +275,9 @@ class Starts:
         archive = packed.archive
         sent = ", ".join(f"{name} {value}" for name, value in request.sent.items() if name != "finetune_comment")
         text = (
-            f"Start the finetune {quote_foreign(request.parameters.finetune_comment, 80)!r} at {self._provider.name}? "
+            f"Start the finetune {quoted(request.parameters.finetune_comment, 80)} at {self._provider.name}? "
             f"Price: {quote.words}. It sends {count(archive)}, {megabytes(archive.size_bytes)}, from "
-            f"{quote_foreign(request.folder)!r} (archive {archive.sha256[:12]}), with {quote_foreign(sent)}."
+            f"{quoted(request.folder)} (archive {archive.sha256[:12]}), with {quote_foreign(sent)}."
         )
         return Question(f"{archive.sha256} {request.fingerprint}", text, quote)
 
@@ -415,7 +415,7 @@ class Starts:
             )
         return (
             f"Not sent again: the same finetune was sent {ago(time.time() - entry.created)} as "
-            f"{quote_foreign(entry.comment, 80)!r}, and what came of it is not known yet: "
+            f"{quoted(entry.comment, 80)}, and what came of it is not known yet: "
             f"{quote_foreign(entry.problem or 'no answer came')}. It may be running, and may be billed. {looked_for}, "
             "or with allow_duplicate=true if the person wants a second one in any case."
         )

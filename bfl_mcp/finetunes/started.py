@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import BFL_TRAINING_CLOSED_ON
-from bfl_mcp.errors import quote_foreign
+from bfl_mcp.errors import quote_foreign, quoted
 from bfl_mcp.finetunes.journal import Entry
 from bfl_mcp.finetunes.packing import count, megabytes
 from bfl_mcp.finetunes.provider import Provider
@@ -108,7 +108,7 @@ class Report:
         self, archive: "Archive", finetune_id: str, others: list[Entry], *, practice: bool | None
     ) -> FinetuneStarted:
         """It was started. `others` are earlier starts of the same pictures."""
-        name = repr(quote_foreign(self._sent["finetune_comment"], 80))
+        name = quoted(self._sent["finetune_comment"], 80)
         what = f"{count(archive)}, {megabytes(archive.size_bytes)}, {self._sent['iterations']} iterations"
         kind = "practice finetune" if practice else "finetune"
         summary = f"Started the {kind} {name} at {self._provider.name}: {what}."
@@ -120,10 +120,9 @@ class Report:
             other = others[0]
             summary += (
                 f" The same pictures were started {ago(time.time() - other.created)} as "
-                f"{quote_foreign(other.comment, 80)!r} ({other.finetune_id or 'outcome not known'}), with other "
-                "captions or parameters."
+                f"{quoted(other.comment, 80)} ({quote_foreign(other.finetune_id or 'outcome not known', 100)}), with "
+                "other captions or parameters."
             )
-        identifier = quote_foreign(finetune_id, 100)
         return self._facts(
             archive,
             finetune_id=finetune_id,
@@ -131,13 +130,13 @@ class Report:
             state="queued",
             practice=practice,
             summary=summary,
-            next_step=f"Call get_finetune_details with finetune_id {identifier!r} and wait_seconds 45 to follow it.",
+            next_step=f"Call get_finetune_details with finetune_id {quoted(finetune_id, 100)} and wait_seconds 45 to "
+            "follow it.",
         )
 
     def repeated(self, archive: "Archive", entry: Entry, finetune_id: str, state: str) -> FinetuneStarted:
         """It exists already, and nothing was sent."""
-        name = repr(quote_foreign(entry.comment, 80))
-        identifier = quote_foreign(finetune_id, 100)
+        name = quoted(entry.comment, 80)
         return self._facts(
             archive,
             finetune_id=finetune_id,
@@ -149,8 +148,8 @@ class Report:
                 f"{ago(time.time() - entry.created)} as {name}. That finetune is {state}."
             ),
             next_step=(
-                f"Call get_finetune_details with finetune_id {identifier!r}. Only if the person wants a second one of "
-                "the same, call create_finetune again with allow_duplicate=true."
+                f"Call get_finetune_details with finetune_id {quoted(finetune_id, 100)}. Only if the person wants a "
+                "second one of the same, call create_finetune again with allow_duplicate=true."
             ),
         )
 

@@ -9,7 +9,7 @@ import anyio
 from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, finite_number
-from bfl_mcp.errors import APIError, NotFoundError, quote_foreign
+from bfl_mcp.errors import APIError, NotFoundError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import OnProgress
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ async def _attempt(ask: Callable[[str], Awaitable[_T]], finetune_id: str, answer
 
 def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultResponse | APIError) -> FinetuneStatus:
     """The state behind two answers. Source: how the API was observed to behave, see each branch."""
-    shown = repr(quote_foreign(finetune_id, 100))
+    shown = quoted(finetune_id, 100)
     gone = isinstance(result, NotFoundError) or (
         isinstance(result, ResultResponse) and result.status == _TASK_NOT_FOUND
     )
@@ -138,7 +138,7 @@ class _Reading:
         engine = details.get("engine")
         self.practice = None if engine is None else engine == "practice"
         comment = details.get("finetune_comment")
-        named = repr(quote_foreign(comment, 80)) if comment else quote_foreign(finetune_id, 100)
+        named = quoted(comment, 80) if comment else quote_foreign(finetune_id, 100)
         self.name = f"The practice finetune {named}" if self.practice else f"The finetune {named}"
 
     def told(self, result: ResultResponse) -> FinetuneStatus:
@@ -211,7 +211,7 @@ class _Reading:
                 "answers BFL's finetuning API and trains, and call create_finetune again."
             )
         word = self.details.get("trigger_word")
-        prompt = f", with the trigger word {quote_foreign(word, 60)!r} in the prompt" if word else ""
+        prompt = f", with the trigger word {quoted(word, 60)} in the prompt" if word else ""
         return (
             f"Use finetune_id {self._shown_id} with the provider's finetuned image endpoints (at BFL: "
             f"/v1/flux-pro-1.1-ultra-finetuned){prompt}."
@@ -219,7 +219,7 @@ class _Reading:
 
     @property
     def _shown_id(self) -> str:
-        return repr(quote_foreign(self.finetune_id, 100))
+        return quoted(self.finetune_id, 100)
 
     def _status(
         self,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from bfl_mcp import __version__
 from bfl_mcp.config import Settings, is_bfl_host
-from bfl_mcp.errors import ConfigError, quote_foreign
+from bfl_mcp.errors import ConfigError, quote_foreign, quoted
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.provider import choose_provider
@@ -105,8 +105,8 @@ def _embedded_app(settings: Settings) -> Any:
         )
     except OSError as error:
         raise ConfigError(
-            f"The trainer inside this server cannot keep its data in {str(data)!r}: {error.strerror or error}. Nothing "
-            "was sent. Set BFL_MCP_HOME to a folder that this user may write."
+            f"The trainer inside this server cannot keep its data in {quoted(data)}: {error.strerror or error}. "
+            "Nothing was sent. Set BFL_MCP_HOME to a folder that this user may write."
         ) from None
 
 
@@ -125,7 +125,7 @@ class Server(MCPServer[App]):
     ) -> CallToolResult | InputRequiredResult:
         tools = {tool.name: tool for tool in TOOLS}
         if name not in tools:
-            return error_result(f"There is no tool {quote_foreign(name, 60)!r}. The tools are: {', '.join(tools)}.")
+            return error_result(f"There is no tool {quoted(name, 60)}. The tools are: {', '.join(tools)}.")
         on_progress = context.report_progress if context is not None else _tell_nobody
         in_hand = InHand(Call(our.ANSWER_SECONDS, on_progress))
         IN_HAND.set(in_hand)

@@ -251,8 +251,8 @@ def test_names_are_made_safe_before_they_are_shown(tmp_path: Path) -> None:
     (tmp_path / "b\nAll is well.\x1b[2J.jpg").write_bytes(b"")
     (tmp_path / "c\u202egpj.md").write_bytes(b"")
 
-    assert read_dataset(tmp_path).faults == ("b All is well. [2J.jpg: it is empty.",)
-    assert list(_skipped(tmp_path)) == ["c gpj.md"]
+    assert read_dataset(tmp_path).faults == ("b All is well.\\x1b[2J.jpg: it is empty.",)
+    assert list(_skipped(tmp_path)) == ["c\\u202egpj.md"]
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

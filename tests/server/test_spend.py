@@ -215,7 +215,7 @@ async def test_a_question_takes_its_time_from_the_call_and_reports_it(
     bfl: FakeBFL, home: Path, era: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packing before the question is part of the wait: it is told as progress, and goes on where it takes too long."""
-    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
     monkeypatch.setattr("bfl_mcp.finetunes.background._SECONDS_BETWEEN_REPORTS", 0.02)
     folder = fill_folder(tmp_path / "many", count=20, size=(4000, 3000))
     person = Person()
@@ -229,15 +229,20 @@ async def test_a_question_takes_its_time_from_the_call_and_reports_it(
         began = anyio.current_time()
         first = facts_of(await client.call_tool("create_finetune", asked, progress_callback=on_progress))
         took = anyio.current_time() - began
+        of_first = [progress for progress, _ in told]
+        again = first
+        while "packing" in again["summary"]:
+            again = facts_of(await client.call_tool("create_finetune", asked, progress_callback=on_progress))
         monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 45.0)
-        started = facts_of(await client.call_tool("create_finetune", asked))
+        if again["state"] == "sending":
+            again = facts_of(await client.call_tool("create_finetune", asked))
 
     assert (first["state"], first["started"]) == ("sending", False)
-    assert took < 3
+    assert took < 5
     assert any("images packed" in (message or "") for _, message in told)
-    assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
+    assert of_first == sorted(set(of_first))
     assert len(person.questions) == 1
-    assert started["started"] is True
+    assert again["started"] is True
 
 
 async def test_a_provider_that_does_not_answer_about_its_price_ends_the_call_in_time(
