@@ -151,5 +151,10 @@ def _check_url(url: str) -> str:
         raise ValueError("it must end with the path, without '?' or '#'")
     if parts.scheme == "http" and not is_loopback(url):
         raise ValueError(f"{parts.hostname!r} needs https: over http the key and the images could be read on the way")
+    # One server has one address, however it is written: the journal tells starts apart by it.
+    host = parts.hostname.rstrip(".")
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[parts.scheme]
+    port = "" if parts.port in (None, default) else f":{parts.port}"
     # People paste the address of an endpoint as often as that of the server.
-    return url.rstrip("/").removesuffix("/v1")
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/").removesuffix("/v1")

@@ -75,8 +75,9 @@ class Background(Generic[_T]):
         return 0.0 if self._ended is None else anyio.current_time() - self._ended
 
     @property
-    def has_failed(self) -> bool:
-        return self._failure is not None
+    def failure(self) -> BaseException | None:
+        """What ended it, if something did."""
+        return self._failure
 
     def report(self, doing: str) -> None:
         """Say how far it is. Any thread may."""

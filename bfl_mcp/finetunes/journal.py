@@ -160,7 +160,14 @@ class Journal:
 
         Raises:
             SpendRefusedError: It would bring the last 24 hours above the limit. Two processes cannot both slip below.
+            StartInFlightError: The same is on its way already.
         """
+        try:
+            return self._insert(intent, known_before, limit_usd)
+        except sqlite3.IntegrityError:
+            raise StartInFlightError(self._in_flight(intent.key)) from None
+
+    def _insert(self, intent: Intent, known_before: list[str], limit_usd: float | None) -> int:
         now = time.time()
         with self._connect() as database, database:
             database.execute("BEGIN IMMEDIATE")
@@ -281,6 +288,8 @@ class Journal:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
                 yield database
+        except sqlite3.IntegrityError:
+            raise
         except sqlite3.Error as error:
             raise JournalError(self._path, error) from None
 

@@ -11,7 +11,7 @@ from bfl_mcp.finetunes.background import Background, Call, OnProgress
 from bfl_mcp.finetunes.journal import Entry
 from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.finetunes.started import ago
-from bfl_mcp.finetunes.status import FinetuneStatus, follow_status
+from bfl_mcp.finetunes.status import FinetuneStatus, StartState, follow_status
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
@@ -33,22 +33,20 @@ async def find_status(
         APIError: It could not be read.
     """
     with anyio.move_on_after(_CALL_SECONDS):
-        return await _find(starts, client_for, finetune_id, wait_seconds, on_progress)
+        return await _find(starts, client_for, finetune_id, Call(wait_seconds, on_progress))
     raise APIError(
         f"The provider took longer than {_CALL_SECONDS:.0f} seconds. Nothing was changed by asking. Ask again in a "
         "minute."
     )
 
 
-async def _find(
-    starts: Starts, client_for: ClientFor, finetune_id: str | None, wait_seconds: float, on_progress: OnProgress
-) -> FinetuneStatus:
+async def _find(starts: Starts, client_for: ClientFor, finetune_id: str | None, call: Call) -> FinetuneStatus:
     if finetune_id is not None:
         entry = await _entry(starts, finetune_id)
     else:
         newest = await starts.newest()
         if isinstance(newest, Background):
-            if not await newest.wait(Call(wait_seconds, on_progress)):
+            if not await newest.wait(call):
                 return _sending(newest.doing)
             finetune_id = newest.result().finetune_id
             newest = await _entry(starts, finetune_id)
@@ -56,7 +54,7 @@ async def _find(
         finetune_id = entry.finetune_id if entry is not None else finetune_id
     if finetune_id is None:
         if entry is not None:
-            return _without_id(entry)
+            return _without_id(entry, starts.how_to_look_for(entry))
         raise NotFoundError(
             "Nothing was started from this machine yet, as far as the journal knows. Start with create_finetune, or "
             "name the finetune_id."
@@ -64,14 +62,12 @@ async def _find(
     client = await client_for(entry.provider if entry is not None else starts.provider_url)
     if client is None:
         return _from_journal(entry)
-    return await _ask(client, finetune_id, entry, wait_seconds, on_progress)
+    return await _ask(client, finetune_id, entry, call)
 
 
-async def _ask(
-    client: "BFLClient", finetune_id: str, entry: Entry | None, wait_seconds: float, on_progress: OnProgress
-) -> FinetuneStatus:
+async def _ask(client: "BFLClient", finetune_id: str, entry: Entry | None, call: Call) -> FinetuneStatus:
     try:
-        return await follow_status(client, finetune_id, wait_seconds, on_progress)
+        return await follow_status(client, finetune_id, call)
     except APIError as error:
         if entry is None:
             raise
@@ -100,22 +96,35 @@ def _sending(doing: str) -> FinetuneStatus:
     )
 
 
-def _without_id(entry: Entry) -> FinetuneStatus:
+def _without_id(entry: Entry, how_to_look: str) -> FinetuneStatus:
+    """What the journal knows of a start that has no id. `how_to_look` is what must be set to look for it."""
     started = ago(time.time() - entry.created)
-    if entry.state == "sending":
+    state: StartState = "unknown"
+    next_step = "Call get_finetune_details again without finetune_id in a minute: each call looks for it. Do not "
+    "start it again."
+    if entry.state == "released":
+        state = "failed"
+        summary = (
+            f"{_name(entry)} was sent {started} and never arrived: the provider has no trace of it, so nothing runs "
+            "and nothing is billed."
+        )
+        next_step = "Start it again with create_finetune, if the person still wants it."
+    elif entry.state == "sending":
+        state = "sending"
         summary = f"{_name(entry)} is being sent by another server process on this machine, since {started}."
     else:
         summary = f"{_name(entry)} was sent {started}, and what came of it is not known: it may be running."
+        if how_to_look:
+            next_step = (
+                f"{how_to_look} and restart the server: only then it can be looked for. Do not start it again before."
+            )
     return FinetuneStatus(
-        state="sending" if entry.state == "sending" else "unknown",
+        state=state,
         details=dict(entry.parameters),
         problem=entry.problem,
         practice=entry.practice,
         summary=summary,
-        next_step=(
-            "Call get_finetune_details again without finetune_id in a minute: each call looks for it. Do not start it "
-            "again."
-        ),
+        next_step=next_step,
     )
 
 

@@ -49,7 +49,7 @@ class Packing:
             if self._folders.get(folder) is not packing:
                 # Somebody took it for sending, or packs anew, while we looked.
                 return await self.pack(folder, call)
-            if packing.has_failed or packing.result().stamp != stamp:
+            if packing.failure is not None or packing.result().stamp != stamp:
                 self._forget(folder)
                 packing = None
         if packing is None:
@@ -70,10 +70,14 @@ class Packing:
         Whoever has taken it closes it.
         """
         packing = self._folders.get(folder)
-        if packing is None or not packing.is_finished or packing.has_failed or packing.result() is not packed:
+        if packing is None or not packing.is_finished or packing.failure is not None or packing.result() is not packed:
             return False
         del self._folders[folder]
         return True
+
+    async def has_changed(self, folder: str, packed: Packed) -> bool:
+        """Whether the folder looks different from when it was packed."""
+        return await anyio.to_thread.run_sync(self._stamp, folder) != packed.stamp
 
     def doing(self, folder: str) -> str:
         """How far a folder is, in words; empty before the first image is packed."""
@@ -92,7 +96,7 @@ class Packing:
 
     def _forget(self, folder: str) -> None:
         packing = self._folders.pop(folder)
-        if not packing.has_failed:
+        if packing.failure is None:
             packing.result().archive.close()
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:

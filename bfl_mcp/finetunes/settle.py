@@ -44,33 +44,43 @@ class Settler:
             APIError: The provider's list could not be read; nothing is settled then.
         """
         listed = await client.list_finetunes()
-        for entry in await self._open():
+        known = _Known(client)
+        for entry in await anyio.to_thread.run_sync(self._journal.open_at, self._provider):
             if entry.key == held_key:
-                await self._settle(client, entry, listed)
+                await self._settle(known, await self._disown(entry), listed)
                 continue
             try:
                 async with self._turns.take(entry.key, wait=False):
                     # Its owner may have finished between the look and the lock.
                     current = await anyio.to_thread.run_sync(self._journal.entry, entry.number)
                     if current.state in ("sending", "unclear"):
-                        await self._settle(client, current, listed)
+                        await self._settle(known, await self._disown(current), listed)
             except StartInFlightError:
                 continue
         return listed
 
-    async def _open(self) -> list[Entry]:
-        """The open starts, without those of other accounts: this one cannot see their finetunes."""
-        found = await anyio.to_thread.run_sync(self._journal.open_at, self._provider)
-        return [entry for entry in found if entry.account == self._account]
+    async def look_after(self, entry: Entry) -> Entry:
+        """The start as it stands, without asking anybody: one that nobody is sending any more becomes unclear."""
+        try:
+            async with self._turns.take(entry.key, wait=False):
+                return await self._disown(await anyio.to_thread.run_sync(self._journal.entry, entry.number))
+        except StartInFlightError:
+            return entry
 
-    async def _settle(self, client: "BFLClient", entry: Entry, listed: list[str]) -> None:
-        if entry.state == "sending":
-            # Whoever was sending it is gone.
-            await self._leave_unclear(entry, "the server that sent it ended before an answer came")
-            entry = await anyio.to_thread.run_sync(self._journal.entry, entry.number)
+    async def _disown(self, entry: Entry) -> Entry:
+        """Whoever was sending it is gone, because its key is ours now."""
+        if entry.state != "sending":
+            return entry
+        await self._leave_unclear(entry, "the server that sent it ended before an answer came")
+        return await anyio.to_thread.run_sync(self._journal.entry, entry.number)
+
+    async def _settle(self, known: "_Known", entry: Entry, listed: list[str]) -> None:
+        if entry.account != self._account:
+            # This account cannot see that one's finetunes.
+            return
         claimed = await anyio.to_thread.run_sync(self._journal.finetune_ids, entry.provider)
         candidates = [i for i in listed if i not in entry.known_before and i not in claimed]
-        fitting, silent = await _compare(client, entry, candidates)
+        fitting, silent = await _compare(known, entry, candidates)
         if len(fitting) > 1:
             fitting = _nearest_in_time(entry, fitting)
         has_waited = time.time() - entry.changed >= self._settle_seconds
@@ -107,18 +117,28 @@ class Settler:
         )
 
 
-async def _compare(
-    client: "BFLClient", entry: Entry, candidates: list[str]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
+class _Known:
+    """What a provider tells of its finetunes, each asked for once in a round of settling."""
+
+    def __init__(self, client: "BFLClient") -> None:
+        self._client = client
+        self._details: dict[str, dict[str, Any]] = {}
+
+    async def details(self, finetune_id: str) -> dict[str, Any]:
+        """Its details; none where they cannot be read. It is listed, so it exists: fresh ones answer 404 and 500."""
+        if finetune_id not in self._details:
+            try:
+                self._details[finetune_id] = await self._client.get_finetune_details(finetune_id)
+            except APIError:
+                self._details[finetune_id] = {}
+        return self._details[finetune_id]
+
+
+async def _compare(known: _Known, entry: Entry, candidates: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Those that have what was sent, with their details, and those that tell nothing by which to compare them."""
     fitting, silent = {}, []
     for finetune_id in candidates:
-        try:
-            details = await client.get_finetune_details(finetune_id)
-        except APIError:
-            # It is listed, so it exists: fresh ones answer 404 and 500 for a while.
-            silent.append(finetune_id)
-            continue
+        details = await known.details(finetune_id)
         if not _told(details, entry):
             silent.append(finetune_id)
         elif _fits(details, entry):
@@ -148,6 +168,6 @@ def _is_near(details: dict[str, Any], entry: Entry) -> bool | None:
 
 
 def _nearest_in_time(entry: Entry, fitting: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The one made while the start was under way, if the timestamps single it out; else all."""
-    near = {finetune_id: details for finetune_id, details in fitting.items() if _is_near(details, entry)}
+    """The one made while the start was under way, if the timestamps rule out all others; else all."""
+    near = {name: details for name, details in fitting.items() if _is_near(details, entry) is not False}
     return near if len(near) == 1 else fitting

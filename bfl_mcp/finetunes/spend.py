@@ -143,8 +143,22 @@ def check_spend_limit(price_usd: float | None, spent_usd: float, limit_usd: floa
     )
 
 
+def check_price_is_known(quote: Quote, limit_usd: float | None) -> None:
+    """Refuse to spend an unknown amount under a limit where nobody is asked.
+
+    Raises:
+        SpendRefusedError: There is a limit, and nobody knows whether this stays below it.
+    """
+    if limit_usd is not None and quote.usd is None:
+        raise SpendRefusedError(
+            f"Not started, and nothing was sent: the price is {quote.words}, the person set a limit of "
+            f"${limit_usd:.2f} (BFL_MCP_SPEND_LIMIT_USD), and they are not to be asked (BFL_MCP_CONFIRM_SPEND=never). "
+            "Tell the person; only they can change one of the two."
+        )
+
+
 def _changed() -> SpendRefusedError:
     return SpendRefusedError(
-        "Not started, nothing was sent or charged: the folder changed after the person was asked about it. Call "
-        "create_finetune again, and they will be asked anew."
+        "Not started, nothing was sent or charged: the folder changed after the person was asked about it, or their "
+        "answer was used already. Call create_finetune again, and they will be asked anew."
     )

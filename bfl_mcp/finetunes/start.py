@@ -26,6 +26,7 @@ from bfl_mcp.finetunes.spend import (
     Quote,
     SpendGate,
     SpendRefusedError,
+    check_price_is_known,
     check_spend_limit,
     quote_training,
 )
@@ -71,6 +72,14 @@ class StartRequest:
         return json.dumps([self.folder, sent, self.allow_duplicate], sort_keys=True)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sending:
+    """A start under way, or whose outcome nobody has asked for yet."""
+
+    work: Background[FinetuneStarted]
+    packed: Packed
+
+
 class Starts:
     """All starts of one server process. Work runs in `tasks`, so that no request that ends takes it along."""
 
@@ -90,8 +99,8 @@ class Starts:
         self._account = account_of(settings.api_key.get_secret_value() if settings.api_key is not None else None)
         self._journal: Journal | None = None
         self._turns: Turns | None = None
-        self._sending: dict[str, Background[FinetuneStarted]] = {}
-        self._newest: Background[FinetuneStarted] | None = None
+        self._sending: dict[str, _Sending] = {}
+        self._newest: _Sending | None = None
         self._never_told: set[str] = set()
         self._is_our_trainer = False
         self.on_the_wire = 0
@@ -117,6 +126,7 @@ class Starts:
         self._forget_old_outcomes()
         request = self._as_meant(request)
         agreed, agreed_to = False, ""
+        is_left_over = key in self._sending
         while key not in self._sending:
             packed = await self._packing.pack(request.folder, call)
             if packed is None:
@@ -125,15 +135,20 @@ class Starts:
                 agreed = await self._check_consent(request, packed, call, answer)
                 agreed_to = packed.archive.sha256
             if key not in self._sending and self._packing.take(request.folder, packed):
-                self._newest = Background(self._tasks, partial(self._send, request, packed, agreed))
-                self._sending[key] = self._newest
+                work = Background(self._tasks, partial(self._send, request, packed, agreed))
+                self._newest = self._sending[key] = _Sending(work, packed)
         sending = self._sending[key]
-        if not await sending.wait(call, at_least=1.0):
-            return self._report(request).still_sending(sending.doing)
+        if not await sending.work.wait(call, at_least=1.0):
+            return self._report(request).still_sending(sending.work.doing)
         if self._sending.get(key) is sending:
             del self._sending[key]
-        outcome = sending.result()
+        # What got lost may have been made: the next call like this one looks for it, and does not make another.
         self._never_told.discard(key)
+        if isinstance(sending.work.failure, OutcomeUnknownError) and request.allow_duplicate:
+            self._never_told.add(key)
+        outcome = sending.work.result()
+        if is_left_over and outcome.started and await self._packing.has_changed(request.folder, sending.packed):
+            outcome = self._report(request).of_an_earlier_folder(outcome)
         return outcome
 
     async def question(self, request: StartRequest, call: Call, *, answered: bool) -> Question | None:
@@ -146,6 +161,7 @@ class Starts:
             SpendRefusedError: The answer came too late, or to a question about a folder that has changed.
             DatasetError, APIError: As for `start`, which would meet the same.
         """
+        self._forget_old_outcomes()
         if request.dry_run or request.fingerprint in self._sending or self._settings.confirm_spend == "never":
             return None
         request = self._as_meant(request)
@@ -166,16 +182,28 @@ class Starts:
         """The newest start: the outcome nobody has asked for yet in this process, or the newest of the journal."""
         self._forget_old_outcomes()
         if self._newest is not None and self._newest in self._sending.values():
-            return self._newest
+            return self._newest.work
         journal = await self.journal()
         entry = await anyio.to_thread.run_sync(journal.newest)
-        if entry is not None and entry.state in ("sending", "unclear") and entry.provider == self.provider_url:
+        if entry is None or entry.state not in ("sending", "unclear"):
+            return entry
+        settler = await self._settler()
+        entry = await settler.look_after(entry)
+        if self.how_to_look_for(entry) == "":
             try:
-                await (await self._settler()).settle(await self._connect())
+                await settler.settle(await self._connect())
             except APIError:
                 return entry
             return await anyio.to_thread.run_sync(journal.entry, entry.number)
         return entry
+
+    def how_to_look_for(self, entry: Entry) -> str:
+        """What must be set before a lost start can be looked for; empty where it is looked for as it is."""
+        if entry.provider != self.provider_url:
+            return f"Set BFL_API_URL to {entry.provider}" if entry.provider else "Unset BFL_API_URL and BFL_API_KEY"
+        if entry.account != self._account:
+            return "Set BFL_API_KEY to the key it was sent with"
+        return ""
 
     async def find(self, finetune_id: str) -> Entry | None:
         """The start that made a finetune, if the journal knows it."""
@@ -207,21 +235,19 @@ class Starts:
     def _forget_old_outcomes(self) -> None:
         """Drop outcomes that nobody asked for in time: the journal tells of them, and the world has gone on."""
         for key, sending in list(self._sending.items()):
-            if sending.finished_for > _OUTCOME_KEPT_SECONDS:
+            if sending.work.finished_for > _OUTCOME_KEPT_SECONDS:
                 del self._sending[key]
-                if not sending.has_failed:
+                if sending.work.failure is None or isinstance(sending.work.failure, OutcomeUnknownError):
                     self._never_told.add(key)
 
     # --- consent ----------------------------------------------------------------------------------------------------
 
     async def _quote(self, request: StartRequest) -> Quote:
-        quote = self._known_quote(request)
-        if quote.usd is not None:
-            return quote
-        client = await self._connect()
-        # Any answer tells whose server it is.
-        await client.list_finetunes()
-        self._is_our_trainer = client.is_our_trainer
+        if quote_training(self._provider, request.parameters.iterations, is_our_trainer=False).usd is None:
+            client = await self._connect()
+            # Any answer tells whose server it is, and only the one of now counts.
+            await client.list_finetunes()
+            self._is_our_trainer = client.is_our_trainer
         return self._known_quote(request)
 
     def _known_quote(self, request: StartRequest) -> Quote:
@@ -261,10 +287,11 @@ class Starts:
         Raises:
             SpendRefusedError: Money would be spent and nobody has agreed to it.
         """
-        if self._settings.confirm_spend == "never":
-            return True
         quote = await self._ask_price(request, call)
         if quote.is_free:
+            return False
+        if self._settings.confirm_spend == "never":
+            check_price_is_known(quote, self._settings.spend_limit_usd)
             return True
         if await self._needs_no_consent(request, packed, quote):
             return False
@@ -277,8 +304,10 @@ class Starts:
         text = (
             f"Start the finetune {quoted(request.parameters.finetune_comment, 80)} at {self._provider.name}? "
             f"Price: {quote.words}. It sends {count(archive)}, {megabytes(archive.size_bytes)}, from "
-            f"{quoted(request.folder)} (archive {archive.sha256[:12]}), with {quote_foreign(sent)}."
+            f"{quoted(request.folder)} (archive {archive.sha256[:12]}), with {quote_foreign(sent, 800)}."
         )
+        if request.allow_duplicate:
+            text += " It is started and paid for even if the same exists already."
         return Question(f"{archive.sha256} {request.fingerprint}", text, quote)
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -306,11 +335,12 @@ class Starts:
                 spent = await anyio.to_thread.run_sync(journal.spent_usd)
                 check_spend_limit(quote.usd, spent, self._settings.spend_limit_usd)
                 if not agreed and not quote.is_free:
-                    # It looked like a repeat, which costs nothing, until the provider was asked.
+                    # It looked like a repeat, or free, which costs nothing, until the provider was asked.
                     raise SpendRefusedError(
-                        "Not started yet, nothing was sent or charged: the earlier start of the same failed, was "
-                        f"deleted or never arrived, so this would be a new one. Price: {quote.words}. Call "
-                        "create_finetune again with the same arguments, and the person will be asked."
+                        "Not started yet, nothing was sent or charged: this would be a new start that costs money "
+                        "(an earlier one of the same failed, was deleted or never arrived, or the provider is no "
+                        f"longer a free one). Price: {quote.words}. Call create_finetune again with the same "
+                        "arguments, and the person will be asked."
                     )
                 others = await anyio.to_thread.run_sync(journal.others_of, intent)
                 number = await anyio.to_thread.run_sync(journal.begin, intent, listed, self._settings.spend_limit_usd)
@@ -403,20 +433,17 @@ class Starts:
         return entry.finetune_id, state
 
     def _words_for_unclear(self, entry: Entry) -> str:
-        if entry.account == self._account:
-            looked_for = (
-                f"It is looked for at each call, and given up after {self._settings.settle_seconds:.0f} seconds "
-                "without a trace of it. Call create_finetune again with the same arguments then"
-            )
+        if needed := self.how_to_look_for(entry):
+            looked_for = f"It was sent with another API key. {needed}, and call create_finetune again to look for it"
         else:
             looked_for = (
-                "It was sent with another API key, and can only be looked for with that one. Set BFL_API_KEY to it and "
-                "call create_finetune again"
+                f"It is looked for at each call, and given up after {self._settings.settle_seconds:.0f} seconds "
+                "without a trace of it. Call create_finetune again then, without allow_duplicate"
             )
         return (
             f"Not sent again: the same finetune was sent {ago(time.time() - entry.created)} as "
             f"{quoted(entry.comment, 80)}, and what came of it is not known yet: "
-            f"{quote_foreign(entry.problem or 'no answer came')}. It may be running, and may be billed. {looked_for}, "
+            f"{quote_foreign(entry.problem or 'no answer came')}. It may be running, and may be billed. {looked_for}; "
             "or with allow_duplicate=true if the person wants a second one in any case."
         )
 

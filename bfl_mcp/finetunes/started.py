@@ -134,6 +134,17 @@ class Report:
             "follow it.",
         )
 
+    def of_an_earlier_folder(self, outcome: FinetuneStarted) -> FinetuneStarted:
+        """The outcome of a start nobody was told of, whose folder has changed since."""
+        return outcome.model_copy(
+            update={
+                "summary": f"{outcome.summary} This was started earlier, from the folder as it was: it has changed "
+                "since, and what is new in it was not sent.",
+                "next_step": f"{outcome.next_step} To start another one from the folder as it is now, call "
+                "create_finetune again.",
+            }
+        )
+
     def repeated(self, archive: "Archive", entry: Entry, finetune_id: str, state: str) -> FinetuneStarted:
         """It exists already, and nothing was sent."""
         name = quoted(entry.comment, 80)

@@ -1,7 +1,6 @@
 """How a finetune stands: two answers of the API joined into one state, explained in words."""
 
 import json
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, finite_number
 from bfl_mcp.errors import APIError, NotFoundError, quote_foreign, quoted
-from bfl_mcp.finetunes.background import OnProgress
+from bfl_mcp.finetunes.background import Call
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
@@ -60,23 +59,19 @@ async def read_status(client: "BFLClient", finetune_id: str) -> FinetuneStatus:
     return _join(finetune_id, details[0], result[0])
 
 
-async def follow_status(
-    client: "BFLClient", finetune_id: str, wait_seconds: float, on_progress: OnProgress
-) -> FinetuneStatus:
-    """Read the status, and wait up to `wait_seconds` for its state to change.
+async def follow_status(client: "BFLClient", finetune_id: str, call: Call) -> FinetuneStatus:
+    """Read the status, and wait as long as the call lasts for its state to change.
 
     Raises:
         APIError: As `read_status`, for the first reading only; later failures are waited out.
     """
-    began = time.monotonic()
     first = status = await read_status(client, finetune_id)
     pause = _FIRST_PAUSE_SECONDS
     while status.state == first.state and status.state not in ("ready", "failed"):
-        elapsed = time.monotonic() - began
-        left = wait_seconds - elapsed
+        left = call.left
         if left <= 0:
             break
-        await on_progress(elapsed, wait_seconds, _progress_words(status))
+        await call.tell(_progress_words(status))
         await anyio.sleep(min(pause, left))
         pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
         with anyio.move_on_after(max(left, 1.0)):

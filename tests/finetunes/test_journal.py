@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bfl_mcp.errors import ConfigError
-from bfl_mcp.finetunes.journal import Intent, Journal, JournalError, StartInFlightError
+from bfl_mcp.finetunes.journal import Intent, Journal, StartInFlightError
 from bfl_mcp.finetunes.spend import SpendRefusedError
 
 
@@ -113,7 +113,7 @@ def test_two_rows_of_one_key_cannot_be_on_their_way(journal: Journal) -> None:
     """The last line of defence is the database itself."""
     journal.begin(intent(), [])
 
-    with pytest.raises(JournalError, match="UNIQUE"):
+    with pytest.raises(StartInFlightError, match="is sending 'cats' right now"):
         journal.begin(intent(), [])
 
 

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from bfl_mcp.client import BFLClient
 from bfl_mcp.errors import APIError, NotFoundError
+from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.status import FinetuneStatus, follow_status, read_status
 from tests.fakes.bfl import KEY, Answer, FakeBFL
 
@@ -166,7 +167,7 @@ async def test_waiting_ends_as_soon_as_the_state_changes(bfl: FakeBFL, api: BFLC
         if len(heard) == 2:
             bfl.results[finetune_id]["status"] = "Ready"
 
-    status = await follow_status(api, finetune_id, 30, hear)
+    status = await follow_status(api, finetune_id, Call(30, hear))
 
     assert status.state == "ready"
     assert len(heard) == 2
@@ -179,7 +180,7 @@ async def test_nothing_is_waited_for_at_the_end(bfl: FakeBFL, api: BFLClient, fi
     """A finished finetune will not change."""
     finetune_id = bfl.add_finetune(final)
 
-    await follow_status(api, finetune_id, 45, ignore)
+    await follow_status(api, finetune_id, Call(45, ignore))
 
     assert len(bfl.requests) == 2
 
@@ -197,11 +198,11 @@ async def test_a_passing_failure_is_waited_out(bfl: FakeBFL, api: BFLClient) -> 
         else:
             bfl.results[finetune_id]["status"] = "Ready"
 
-    assert (await follow_status(api, finetune_id, 30, hear)).state == "ready"
+    assert (await follow_status(api, finetune_id, Call(30, hear))).state == "ready"
 
 
 async def test_waiting_ends_when_the_time_is_over(bfl: FakeBFL, api: BFLClient) -> None:
     """No call outlives its bound; the last reading is the answer."""
     finetune_id = bfl.add_finetune()
 
-    assert (await follow_status(api, finetune_id, 1, ignore)).state == "training"
+    assert (await follow_status(api, finetune_id, Call(1, ignore))).state == "training"
