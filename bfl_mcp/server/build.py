@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
 from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
@@ -132,13 +132,16 @@ class Server(MCPServer[App]):
         try:
             with in_hand.asking:
                 return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError as error:
+            # It happened before the tool itself began, where nothing else puts it into words.
+            return failure_result(error.__cause__ or error, name)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
-            if error.__cause__ is not None:
-                # It happened before the tool itself began, where nothing else puts it into words.
-                return failure_result(error.__cause__, name)
-            raise
+            if in_hand.asked_about is not None:
+                # Between the question and the tool itself there is only the host's answer.
+                return failure_result(spend.unusable_answer(), name)
+            return error_result(str(error.__cause__ or error))
         return failure_result(spend.no_answer(), name)
 
 
