@@ -123,7 +123,8 @@ class Server(MCPServer[App]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        tools = {tool.name: tool for tool in TOOLS}
+        # What it lists is what it takes, whoever put it there.
+        tools = {tool.name: tool for tool in await self.list_tools()}
         if name not in tools:
             return error_result(f"There is no tool {quote_foreign(name, 60)!r}. The tools are: {', '.join(tools)}.")
         on_progress = context.report_progress if context is not None else _tell_nobody
@@ -137,7 +138,7 @@ class Server(MCPServer[App]):
             return failure_result(error.__cause__ or error, name)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
-                return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
+                return error_result(_explain(error.__cause__, list(tools[name].input_schema["properties"])))
             if in_hand.asked_about is not None:
                 # Between the question and the tool itself there is only the host's answer.
                 return failure_result(spend.unusable_answer(), name)
