@@ -118,6 +118,14 @@ def no_answer() -> SpendRefusedError:
     )
 
 
+def unusable_answer() -> SpendRefusedError:
+    """The refusal of an answer that is neither a yes nor a no."""
+    return SpendRefusedError(
+        "Not started, nothing was sent or charged: the person was asked, and the host answered neither yes nor no. "
+        "Call create_finetune again, and they will be asked anew."
+    )
+
+
 def quote_training(provider: Provider, iterations: int, *, is_our_trainer: bool) -> Quote:
     """The price of a training of so many iterations at a provider."""
     if provider.url is None or is_loopback(provider.url) or is_our_trainer:

@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
 from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
@@ -123,7 +123,8 @@ class Server(MCPServer[App]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        tools = {tool.name: tool for tool in TOOLS}
+        # What it lists is what it takes, whoever put it there.
+        tools = {tool.name: tool for tool in await self.list_tools()}
         if name not in tools:
             return error_result(f"There is no tool {quoted(name, 60)}. The tools are: {', '.join(tools)}.")
         on_progress = context.report_progress if context is not None else _tell_nobody
@@ -132,13 +133,16 @@ class Server(MCPServer[App]):
         try:
             with in_hand.asking:
                 return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError as error:
+            # It happened before the tool itself began, where nothing else puts it into words.
+            return failure_result(error.__cause__ or error, name)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
-                return error_result(_explain(error.__cause__, list(tools[name].parameters["properties"])))
-            if error.__cause__ is not None:
-                # It happened before the tool itself began, where nothing else puts it into words.
-                return failure_result(error.__cause__, name)
-            raise
+                return error_result(_explain(error.__cause__, list(tools[name].input_schema["properties"])))
+            if in_hand.asked_about is not None:
+                # Between the question and the tool itself there is only the host's answer.
+                return failure_result(spend.unusable_answer(), name)
+            return error_result(str(error.__cause__ or error))
         return failure_result(spend.no_answer(), name)
 
 

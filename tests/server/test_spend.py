@@ -99,6 +99,30 @@ async def test_a_no_is_a_no(bfl: FakeBFL, home: Path, era: str, asked: dict[str,
     assert not bfl.starts()
 
 
+@pytest.mark.parametrize("content", [None, {}, {"proceed": "perhaps"}], ids=["nothing", "no field", "no boolean"])
+async def test_an_answer_that_is_neither_yes_nor_no_starts_nothing(
+    bfl: FakeBFL,
+    home: Path,
+    era: str,
+    asked: dict[str, Any],
+    content: dict[str, Any] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A host that fills the form in wrongly is no fault of this server, and surely no yes."""
+
+    class Careless(Person):
+        async def answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+            return ElicitResult(action="accept", content=content)
+
+    async with connect(bfl, home, era, Careless()) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "nothing was sent or charged" in words
+    assert "neither yes nor no" in words
+    assert not bfl.starts()
+    assert not caplog.records
+
+
 async def test_a_folder_that_changed_meanwhile_is_refused(
     bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
 ) -> None:
