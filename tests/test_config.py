@@ -1,5 +1,6 @@
 """The configuration: what the environment says, and what is refused before anything starts."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,52 @@ def test_http_is_for_this_machine_https_for_all(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("BFL_API_URL", url)
 
     assert read_settings().provider_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["HTTPS://API.BFL.AI", "https://api.bfl.ai:443/", "https://api.bfl.ai./v1", "https://Api.Bfl.ai/v1/"],
+)
+def test_one_server_has_one_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The journal tells providers apart by it: another spelling must not open the door to a second start."""
+    monkeypatch.setenv("BFL_API_URL", url)
+
+    assert read_settings().provider_url == "https://api.bfl.ai"
+
+
+def test_allowed_folders_are_the_home_directory_or_what_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Several at once, with `~`; a flag on the command line wins."""
+    assert read_settings().allowed_dirs == (tmp_path,)
+
+    monkeypatch.setenv("BFL_MCP_ALLOWED_DIRS", f"~/cats{os.pathsep} /data ")
+    assert read_settings().allowed_dirs == (tmp_path / "cats", Path("/data"))
+    assert read_settings(BFL_MCP_ALLOWED_DIRS=("/only",)).allowed_dirs == (Path("/only"),)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "BFL_API_URL",
+        "BFL_MCP_HOME",
+        "BFL_MCP_ALLOWED_DIRS",
+        "BFL_MCP_MAX_MEGAPIXELS",
+        "BFL_MCP_CONFIRM_SPEND",
+        "BFL_MCP_SPEND_LIMIT_USD",
+        "BFL_MCP_SETTLE_SECONDS",
+        "BFL_TRAINER_PRACTICE_SECONDS",
+        "BFL_TRAINER_MAX_UPLOAD_MB",
+    ],
+)
+def test_a_key_in_the_wrong_variable_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Hosts show standard error in logs that people send around."""
+    monkeypatch.setenv(variable, "bfl-0123456789abcdef")
+
+    with pytest.raises(ConfigError, match=variable) as caught:
+        read_settings()
+
+    assert "0123456789abcdef" not in str(caught.value)
 
 
 def test_the_endpoint_part_of_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

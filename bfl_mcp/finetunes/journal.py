@@ -164,7 +164,9 @@ class Journal:
         """
         try:
             return self._insert(intent, known_before, limit_usd)
-        except sqlite3.IntegrityError:
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+                raise JournalError(self._path, error) from None
             raise StartInFlightError(self._in_flight(intent.key)) from None
 
     def _insert(self, intent: Intent, known_before: list[str], limit_usd: float | None) -> int:

@@ -100,8 +100,10 @@ def _without_id(entry: Entry, how_to_look: str) -> FinetuneStatus:
     """What the journal knows of a start that has no id. `how_to_look` is what must be set to look for it."""
     started = ago(time.time() - entry.created)
     state: StartState = "unknown"
-    next_step = "Call get_finetune_details again without finetune_id in a minute: each call looks for it. Do not "
-    "start it again."
+    next_step = (
+        "Call get_finetune_details again without finetune_id in a minute: each call looks for it. Do not start it "
+        "again."
+    )
     if entry.state == "released":
         state = "failed"
         summary = (

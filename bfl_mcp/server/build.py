@@ -10,6 +10,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
+from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
 
@@ -136,6 +137,11 @@ class Server(MCPServer[App]):
         except UnexpectedToolError as error:
             # It happened before the tool itself began, where nothing else puts it into words.
             return failure_result(error.__cause__ or error, name)
+        except MCPError:
+            # In the older revisions the question is a request to the host, which may answer it with an error.
+            if in_hand.asked_about is None:
+                raise
+            return failure_result(spend.unusable_answer(), name)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 return error_result(_explain(error.__cause__, list(tools[name].input_schema["properties"])))

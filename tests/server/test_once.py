@@ -465,6 +465,140 @@ async def test_the_details_of_a_stranger_stop_no_start(bfl: FakeBFL, home: Path,
     assert facts["started"] is True
 
 
+async def test_an_older_finetune_of_the_same_parameters_is_not_adopted(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """It was there before the start, whatever its parameters."""
+    sent: dict[str, Any] = {"finetune_comment": "cats", "mode": "style", "trigger_word": "TOK", "iterations": 300}
+    bfl.add_finetune(**sent)
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        await refused(client, "create_finetune", asked)
+
+    assert [(entry.state, entry.finetune_id) for entry in rows(home)] == [("unclear", None)]
+
+
+async def test_what_its_owner_settled_meanwhile_is_left_as_it_is(
+    bfl: FakeBFL, home: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    """Looking takes time; a start that got its id in the meantime must not be released."""
+    others = {**asked, "folder": str(fill_folder(tmp_path / "others", count=2))}
+    bfl.say_next("POST", "/v1/finetune", Answer(503), Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+        await refused(client, "create_finetune", others)
+    bfl.add_finetune(iterations=777)
+    original, reading, go_on = bfl.transport, anyio.Event(), anyio.Event()
+
+    def transport() -> httpx.MockTransport:
+        inner = original()
+
+        async def handle(request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/v1/finetune_details":
+                # The newer start is looked at first.
+                reading.set()
+                await go_on.wait()
+            return await inner.handle_async_request(request)
+
+        return httpx.MockTransport(handle)
+
+    bfl.transport = transport  # type: ignore[method-assign]
+    async with connect(home, bfl, settle=0) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, "get_finetune_details", {})
+        await reading.wait()
+        Journal(home).end(1, "started", finetune_id="mine")
+        go_on.set()
+
+    assert [entry.state for entry in rows(home)] == ["started", "released"]
+
+
+async def test_a_wanted_second_start_that_got_lost_is_looked_for_and_not_made_again(
+    home: Path, asked: dict[str, Any]
+) -> None:
+    """allow_duplicate says that two are wanted, not three: the same call again is about the lost one."""
+    bfl = LosesAnswers(lost=0)
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+        bfl.lost = 1
+        bfl.say_next("GET", "/v1/my_finetunes", Answer(200, {"finetunes": list(bfl.finetunes)}))
+        bfl.fail_read("/v1/my_finetunes", Answer(503))
+        lost = await refused(client, "create_finetune", {**asked, "allow_duplicate": True})
+        found = facts_of(await client.call_tool("create_finetune", {**asked, "allow_duplicate": True}))
+
+    assert "may be running" in lost
+    assert len(bfl.starts()) == 2
+    assert (found["started"], found["finetune_id"]) == (False, list(bfl.finetunes)[1])
+
+
+async def test_a_start_of_a_dead_process_is_told_as_such_though_nobody_can_be_asked(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The network is down, and whoever was sending it is gone: it is not being sent."""
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    _leave_as_if_killed(home)
+    bfl.fail_read("/v1/my_finetunes", Answer(503))
+    async with connect(home, bfl) as client:
+        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert facts["state"] == "unknown"
+    assert "may be running" in facts["summary"]
+
+
+@pytest.mark.parametrize("other", ["provider", "key"])
+async def test_a_lost_start_of_another_configuration_names_what_to_set(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any], other: str
+) -> None:
+    """As it is configured now it cannot be looked for, so nobody should be told to wait for that."""
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    _leave_as_if_killed(home)
+    facts: dict[str, Any] = {"BFL_MCP_HOME": home, "BFL_API_KEY": KEY, "BFL_API_URL": LOOPBACK}
+    changed = {"BFL_API_URL": "http://127.0.0.1:8"} if other == "provider" else {"BFL_API_KEY": f"{KEY}-2"}
+    server = build_server(Settings.model_validate({**facts, **changed}), bfl.transport())
+    async with Client(server) as client:
+        told = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert told["state"] == "unknown"
+    assert (LOOPBACK if other == "provider" else "BFL_API_KEY") in told["next_step"]
+    assert [entry.state for entry in rows(home)] == ["unclear"]
+
+
+async def test_a_killed_start_of_a_key_that_is_gone_can_be_started_again_on_purpose(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The key was renewed after the crash: allow_duplicate must be a way out, as the answer says."""
+    async with connect(home, bfl) as client:
+        facts_of(await client.call_tool("create_finetune", asked))
+    _leave_as_if_killed(home)
+    async with with_key(home, bfl, f"{KEY}-2") as client:
+        words = await refused(client, "create_finetune", asked)
+        again = facts_of(await client.call_tool("create_finetune", {**asked, "allow_duplicate": True}))
+
+    assert "allow_duplicate=true" in words
+    assert again["started"] is True
+
+
+async def test_a_start_that_never_arrived_is_told_as_such(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """The call that gives it up must not say that it may be running."""
+    bfl.say_next("POST", "/v1/finetune", Answer(503))
+    async with connect(home, bfl) as client:
+        await refused(client, "create_finetune", asked)
+    async with connect(home, bfl, settle=0) as client:
+        facts = facts_of(await client.call_tool("get_finetune_details", {}))
+
+    assert facts["state"] == "failed"
+    assert "never arrived" in facts["summary"]
+    assert "Start it again" in facts["next_step"]
+
+
+def _leave_as_if_killed(home: Path) -> None:
+    with sqlite3.connect(home / "journal" / "starts.sqlite") as database:
+        database.execute("UPDATE starts SET state = 'sending', finetune_id = NULL")
+    database.close()
+
+
 # --- another API key --------------------------------------------------------------------------------------------------
 
 
@@ -625,6 +759,68 @@ async def test_a_wanted_second_start_is_made_once_though_its_outcome_was_never_t
     assert late["finetune_id"] == list(bfl.finetunes)[1]
     assert third["started"] is True
     assert len(bfl.starts()) == 3
+
+
+async def test_an_outcome_of_an_earlier_folder_says_so(
+    bfl: FakeBFL, home: Path, folder: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures were added while nobody waited: they are not in what was started."""
+    slow = Slow(bfl)
+    async with connect(home, bfl) as client:
+        with monkeypatch.context() as clock:
+            clock.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
+            facts_of(await client.call_tool("create_finetune", asked))
+        slow.let_go.set()
+        fill_folder(folder, count=5)
+        outcome = facts_of(await client.call_tool("create_finetune", asked))
+        again = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (outcome["started"], outcome["images"]) == (True, 3)
+    assert "has changed since" in outcome["summary"]
+    assert (again["started"], again["images"]) == (True, 5)
+
+
+async def test_waiting_for_a_start_and_for_its_state_share_one_clock(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """wait_seconds is what the host will wait, not what each part may take."""
+    slow = Slow(bfl)
+    told: list[float] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append(progress)
+
+    async with connect(home, bfl) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, "create_finetune", asked)
+        await slow.wait_for_arrival()
+        tasks.start_soon(_after, 2.0, slow.let_go)
+        began = anyio.current_time()
+        facts = facts_of(await client.call_tool("get_finetune_details", {"wait_seconds": 3}, progress_callback=hear))
+        took = anyio.current_time() - began
+
+    assert facts["finetune_id"] in bfl.finetunes
+    assert took < 4.5
+    assert told == sorted(set(told))
+
+
+async def _after(seconds: float, event: anyio.Event) -> None:
+    await anyio.sleep(seconds)
+    event.set()
+
+
+def test_the_times_that_are_promised() -> None:
+    """The README and the answers name them."""
+    from bfl_mcp import cli, client
+    from bfl_mcp.finetunes import lookup, spend, start
+    from bfl_mcp.server import tools
+
+    assert tools.ANSWER_SECONDS == 45
+    assert lookup._CALL_SECONDS == 50
+    assert spend.CONSENT_SECONDS == 600
+    assert client._START_SECONDS == 15 * 60
+    assert start._WIRE_SECONDS_ON_CLOSE == 30
+    assert cli._WIRE_SECONDS_ON_SIGNAL == 2
+    assert Settings.model_fields["settle_seconds"].default == 120
 
 
 async def test_an_older_outcome_that_nobody_fetched_is_not_the_newest(

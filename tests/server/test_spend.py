@@ -8,7 +8,7 @@ import anyio
 import httpx
 import pytest
 from mcp import Client
-from mcp_types import ElicitRequestParams, ElicitResult
+from mcp_types import ElicitRequestParams, ElicitResult, ErrorData
 
 from bfl_mcp.config import Settings
 from bfl_mcp.finetunes.provider import choose_provider
@@ -97,6 +97,83 @@ async def test_a_no_is_a_no(bfl: FakeBFL, home: Path, era: str, asked: dict[str,
     assert "nothing was sent or charged" in words
     assert "did not agree" in words
     assert not bfl.starts()
+
+
+async def test_a_host_that_fails_at_asking_starts_nothing(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
+    """It said that it can ask, and answers with an error: a sentence, not an error of the protocol."""
+
+    async def fail(context: Any, params: ElicitRequestParams) -> ErrorData:
+        return ErrorData(code=-32603, message="no window")
+
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_API_URL": BFL, "BFL_MCP_HOME": home})
+    server = build_server(settings, bfl.transport())
+    async with Client(server, mode="legacy", elicitation_callback=fail) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "nothing was sent or charged" in words
+    assert "neither yes nor no" in words
+    assert not bfl.starts()
+
+
+async def test_what_was_free_once_is_asked_for_when_it_no_longer_is(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The address now leads to somebody else's server: only what it says today counts."""
+    signed = Answer(200, {"finetunes": []}, {"x-bfl-mcp-trainer": "0.1.0"})
+    bfl.say_next("GET", "/v1/my_finetunes", *[signed] * 4)
+    person = Person("decline")
+    async with connect(bfl, home, era, person, url=ELSEWHERE) as client:
+        free = await client.call_tool("create_finetune", asked)
+        bfl._next.clear()
+        words = await refused(client, "create_finetune", {**asked, "iterations": 1000})
+
+    assert not free.is_error
+    assert len(person.questions) == 1
+    assert "nothing was sent or charged" in words
+    assert len(bfl.starts()) == 1
+
+
+async def test_a_provider_that_stops_being_free_in_mid_call_gets_nothing(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """Free when the person would have been asked, not free when it was sent: free is no yes."""
+    signed = Answer(200, {"finetunes": []}, {"x-bfl-mcp-trainer": "0.1.0"})
+    # Asked by the question, where there is one, and by the check before the sending.
+    bfl.say_next("GET", "/v1/my_finetunes", *[signed] * 2)
+    person = Person()
+    async with connect(bfl, home, era, person, url=ELSEWHERE) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert person.questions == []
+    assert "nothing was sent or charged" in words
+    assert not bfl.starts()
+
+
+async def test_an_unknown_price_under_a_limit_needs_a_person(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """Nobody knows whether it stays below, and nobody is to be asked."""
+    limited = {"BFL_MCP_CONFIRM_SPEND": "never", "BFL_MCP_SPEND_LIMIT_USD": 5}
+    async with connect(bfl, home, era, None, url=ELSEWHERE, **limited) as client:
+        words = await refused(client, "create_finetune", asked)
+
+    assert "BFL_MCP_SPEND_LIMIT_USD" in words
+    assert "BFL_MCP_CONFIRM_SPEND" in words
+    assert not bfl.starts()
+
+
+async def test_a_second_one_is_called_so_in_the_question(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The person may not know that the agent wants two."""
+    person = Person()
+    async with connect(bfl, home, era, person) as client:
+        await client.call_tool("create_finetune", asked)
+        await client.call_tool("create_finetune", {**asked, "allow_duplicate": True})
+
+    assert "even if the same exists already" not in person.questions[0]
+    assert "even if the same exists already" in person.questions[1]
+    assert len(bfl.starts()) == 2
 
 
 @pytest.mark.parametrize("content", [None, {}, {"proceed": "perhaps"}], ids=["nothing", "no field", "no boolean"])
@@ -420,7 +497,7 @@ async def test_a_server_that_identifies_as_our_trainer_is_free(
 ) -> None:
     """One's own machine with the GPU, reached over https."""
     signed = Answer(200, {"finetunes": []}, {"x-bfl-mcp-trainer": "0.1.0"})
-    bfl.say_next("GET", "/v1/my_finetunes", signed, signed)
+    bfl.say_next("GET", "/v1/my_finetunes", *[signed] * 20)
     person = Person()
     async with connect(bfl, home, era, person, url=ELSEWHERE) as client:
         facts_of(await client.call_tool("create_finetune", asked))
