@@ -93,6 +93,7 @@ def _measure(scratch: Path, kind: Kind, megabytes: float, max_megapixels: float)
         settings = {
             "BFL_API_URL": url,
             "BFL_MCP_HOME": str(scratch / "home"),
+            "BFL_MCP_ALLOWED_DIRS": str(scratch),
             "BFL_MCP_MAX_MEGAPIXELS": str(max_megapixels),
         }
         anyio.run(_converse, scratch, settings, result)

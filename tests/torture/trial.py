@@ -255,6 +255,7 @@ class _Trial:
             "BFL_API_URL": self.url,
             "BFL_API_KEY": KEY,
             "BFL_MCP_HOME": str(self.home),
+            "BFL_MCP_ALLOWED_DIRS": str(self.home.parent),
             "BFL_MCP_SETTLE_SECONDS": str(_SETTLE_SECONDS),
         }
         server = Server(f"server {len(self.servers) + 1}", environment, self.log)
