@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import IO, Any, Final, Literal, get_args
 
 State = Literal["queued", "training", "ready", "failed"]
 
@@ -42,6 +42,11 @@ class Progress:
     step: int = 0
     seconds_left: float | None = None
     error: str | None = None
+
+
+def open_private(path: Path, mode: str, encoding: str | None = None) -> IO[Any]:
+    """Open a file that is written for this user alone, whatever the umask says."""
+    return open(path, mode, encoding=encoding, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 class JobGoneError(Exception):
@@ -102,7 +107,7 @@ class Job:
             JobGoneError: It was deleted.
         """
         try:
-            with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            with open_private(self.folder / "log.txt", "a", "utf-8") as file:
                 file.write(f"{_now()} {line}\n")
         except FileNotFoundError:
             raise JobGoneError(self.finetune_id) from None
@@ -209,7 +214,7 @@ def _now() -> str:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file as a whole: write beside it, sync, rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
+    with open_private(beside, "w", "utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

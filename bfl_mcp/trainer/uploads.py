@@ -13,6 +13,7 @@ from typing import IO, Final
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGES
 from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
 from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.trainer.jobs import open_private
 
 _MAX_ENTRIES: Final = 4 * MAX_IMAGES
 _MAX_RATIO: Final = 100
@@ -144,7 +145,7 @@ def _copy(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None
         source = opened.open(entry)
     except Exception:  # noqa: BLE001 - as in `unpack`
         raise BadArchiveError(f"{_shown(entry)} is damaged") from None
-    with source, target.open("xb") as file:
+    with source, open_private(target, "xb") as file:
         while block := _read_block(source, entry):
             left -= len(block)
             if left < 0:

@@ -17,7 +17,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from bfl_mcp.trainer.engines import ENGINES
-from bfl_mcp.trainer.jobs import Job, JobGoneError, Jobs, Progress
+from bfl_mcp.trainer.jobs import Job, JobGoneError, Jobs, Progress, open_private
 
 _SECONDS_BETWEEN_REPORTS: Final = 0.5
 
@@ -122,7 +122,7 @@ def _spawn(data: Path) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name != "BFL_API_KEY"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-m", "bfl_mcp.trainer.worker", "--data", str(data)]
-    with (data / "worker.log").open("ab") as log:
+    with open_private(data / "worker.log", "ab") as log:
         if sys.platform != "win32":
             return subprocess.Popen(
                 command,

@@ -28,8 +28,9 @@ def inspect(home: Path, era: str, *arguments: str) -> tuple[int, dict[str, Any]]
     command = str(Path(sys.executable).with_name("bfl-mcp"))
     # The inspector hides its own environment from the servers that it starts.
     run = run_node(
-        INSPECTOR, "--cli", "--protocol-era", era, "-e", f"BFL_MCP_HOME={home}", "-e", f"BFL_MCP_ALLOWED_DIRS={EXAMPLES}", "--format", "json", *arguments,
-        "--", command, home=home, seconds=60,
+        INSPECTOR, "--cli", "--protocol-era", era, "--format", "json",
+        "-e", f"BFL_MCP_HOME={home}", "-e", f"BFL_MCP_ALLOWED_DIRS={EXAMPLES}",
+        *arguments, "--", command, home=home, seconds=60,
     )  # fmt: skip
     assert run.stdout, run.stderr
     return run.returncode, json.loads(run.stdout)["result"]
