@@ -908,6 +908,36 @@ async def test_an_unclear_newest_start_is_told_as_such(bfl: FakeBFL, home: Path,
     assert "Do not start it again" in facts["next_step"]
 
 
+async def test_a_reading_that_fails_in_the_end_says_what_the_journal_still_knows(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """The provider is down; that it was started, and as what, is on this disk."""
+    async with connect(home, bfl) as client:
+        started = facts_of(await client.call_tool("create_finetune", asked))
+        for path in ("/v1/finetune_details", "/v1/get_result"):
+            bfl.fail_read(path, Answer(503))
+        words = await refused(client, "get_finetune_details", {"finetune_id": started["finetune_id"]})
+
+    assert "503" in words
+    assert "The journal knows that it was started" in words
+    assert "'cats'" in words
+
+
+async def test_a_fresh_finetune_that_answers_500_is_not_known_yet(
+    bfl: FakeBFL, home: Path, asked: dict[str, Any]
+) -> None:
+    """Observed in January 2025: for a while after the start the task answers 500 and the details 404."""
+    async with connect(home, bfl) as client:
+        started = facts_of(await client.call_tool("create_finetune", asked))
+        bfl.fail_read("/v1/get_result", Answer(500, b"Internal Server Error"))
+        bfl.say_next("GET", "/v1/finetune_details", Answer(404, {"detail": "Not Found"}))
+        words = await refused(client, "get_finetune_details", {"finetune_id": started["finetune_id"]})
+
+    assert "does not know" in words
+    assert "yet" in words
+    assert "ask again in a minute" in words
+
+
 async def test_the_trainer_inside_is_asked_for_its_own(bfl: FakeBFL, home: Path, asked: dict[str, Any]) -> None:
     """Practised yesterday without a key, connected to a provider today: the old one is still found."""
     async with connect(home, None) as client:

@@ -91,16 +91,14 @@ def test_the_key_is_nowhere_to_be_seen(home: Path, tmp_path: Path) -> None:
     with repeater() as url, running(home, BFL_API_KEY=SECRET, BFL_API_URL=url, **debugging) as process:
         send(process, INITIALIZE, INITIALIZED)
         said = []
-        for number, (tool, arguments) in enumerate(
-            [
-                ("create_finetune", {**request, "dry_run": True}),
-                ("create_finetune", request),
-                ("get_finetune_details", {"finetune_id": "x"}),
-                ("get_finetune_details", {}),
-                ("get_finetune_details", {"finetune_id": ["x"]}),
-            ],
-            start=2,
-        ):
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("create_finetune", {**request, "dry_run": True}),
+            ("create_finetune", request),
+            ("get_finetune_details", {"finetune_id": "x"}),
+            ("get_finetune_details", {}),
+            ("get_finetune_details", {"finetune_id": ["x"]}),
+        ]
+        for number, (tool, arguments) in enumerate(calls, start=2):
             send(process, call(number, tool, arguments))
             said.append(answer(process, number))
         commands = [" ".join(psutil.Process(process.pid).cmdline())]
