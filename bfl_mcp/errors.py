@@ -66,3 +66,8 @@ def quote_foreign(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
     plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in source)
     plain = " ".join(plain.split())
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def quote_name(name: str, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
+    """Make a file's name safe like any foreign text. One without a visible character is spelled out."""
+    return quote_foreign(name, limit) or quote_foreign(ascii(name), limit)

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped, open_regular
 from bfl_mcp.dataset.images import PreparedImage, prepare_image
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_foreign, quote_name
 
 _COPY_BLOCK_BYTES: Final = 1 << 18
 
@@ -144,7 +144,7 @@ def _write_images(
                 with ready.source:
                     _write_image(archive, number, image, ready, on_bytes)
             except DatasetError as error:
-                faults.append(f"{quote_foreign(image.path.name)}: {error}.")
+                faults.append(f"{quote_name(image.path.name)}: {error}.")
             on_image(number)
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_foreign, quote_name
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
 _NOTHING: Final = "Nothing was sent or charged."
@@ -103,10 +103,10 @@ class _Findings:
         self.faults: list[str] = []
 
     def skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(quote_foreign(name), reason))
+        self.skipped.append(Skipped(quote_name(name), reason))
 
     def fault(self, name: str, what: str) -> None:
-        self.faults.append(f"{quote_foreign(name)}: {what}.")
+        self.faults.append(f"{quote_name(name)}: {what}.")
 
     def look_at(self, path: Path) -> None:
         """Sort one file by its content."""

@@ -12,7 +12,7 @@ from typing import IO, Final
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGES
 from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_name
 
 _MAX_ENTRIES: Final = 4 * MAX_IMAGES
 _MAX_RATIO: Final = 100
@@ -166,4 +166,4 @@ def _stem(entry: zipfile.ZipInfo) -> str:
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:
-    return quote_foreign(entry.filename, 100)
+    return quote_name(entry.filename, 100)

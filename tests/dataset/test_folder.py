@@ -1,6 +1,7 @@
 """What is found in a folder: the images, their captions, and by name everything that is left out."""
 
 import os
+import sys
 import tempfile
 import unicodedata
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 
 from bfl_mcp.dataset import read_dataset
 from bfl_mcp.errors import DatasetError
-from tests.dataset.made import HEIC, encode
+from tests.dataset.made import HEIC, encode, refusal
 from tests.pictures import fill_folder, picture
 
 _NFC = unicodedata.normalize("NFC", "Müllerstraße é")
@@ -253,6 +254,18 @@ def test_names_are_made_safe_before_they_are_shown(tmp_path: Path) -> None:
 
     assert read_dataset(tmp_path).faults == ("b All is well. [2J.jpg: it is empty.",)
     assert list(_skipped(tmp_path)) == ["c gpj.md"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_without_a_visible_character_is_spelled_out(tmp_path: Path) -> None:
+    """Cleaned it would be nothing at all, and nobody could find the file that a fault is about."""
+    (tmp_path / "\x01\u202e").write_bytes(b"\xff\xd8\xff cut short")
+    (tmp_path / " ").write_bytes(b"a note")
+
+    error = refusal(tmp_path)
+
+    assert error.faults == (r"'\x01\u202e': it is damaged: the JPEG cannot be decoded.",)
+    assert list(_skipped(tmp_path)) == ["' '"]
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

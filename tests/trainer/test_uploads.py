@@ -106,6 +106,7 @@ BAD: dict[str, tuple[bytes | list[Entry], str]] = {
     "caption-latin-1": ([("a.jpg", jpeg()), ("a.txt", "größe".encode("latin-1"))], "a.txt is not UTF-8 text"),
     "caption-long": ([("a.jpg", jpeg()), ("a.txt", b"x" * 64_001)], "a.txt is longer than 64 kB"),
     "control": ([("a\x1b[31m\u202e.jpg", b"x")], "a [31m .jpg is neither a JPEG"),
+    "invisible": ([("\x01\u202e", b"x")], r"'\x01\u202e' is neither a JPEG, PNG or WebP image nor a caption"),
     "no-name": ([(".", jpeg())], ". is not a plain name inside the archive"),
     "only-parent": ([("a/..", jpeg())], "a/.. is not a plain name inside the archive"),
 }
