@@ -87,6 +87,9 @@ def _is_caption(entry: zipfile.ZipInfo) -> bool:
 
 def _is_ignored(entry: zipfile.ZipInfo) -> bool:
     """Folders, and what macOS, Windows and hidden folders leave in archives made by hand."""
+    if "\\" in entry.filename:
+        # `.\a.jpg` is no hidden file but a picture, packed by a tool that misnames all of them.
+        return False
     parts = PurePosixPath(entry.filename).parts
     hidden = any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
     return entry.is_dir() or hidden or (bool(parts) and parts[-1].lower() in _IGNORED)

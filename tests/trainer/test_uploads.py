@@ -65,6 +65,7 @@ def endless_directory() -> bytes:
     return directory + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, len(directory), 0, 0)
 
 
+PAIR: list[Entry] = [("a.jpg", jpeg()), ("a.txt", b"one")]
 BAD: dict[str, tuple[bytes | list[Entry], str]] = {
     "no-zip": (b"\xff\xd8\xff of a picture", "file_data is not a ZIP that can be read"),
     "nothing": (b"", "file_data is not a ZIP that can be read"),
@@ -78,6 +79,7 @@ BAD: dict[str, tuple[bytes | list[Entry], str]] = {
     "drive": ([("C:evil.jpg", jpeg())], "C:evil.jpg is not a plain name inside the archive"),
     "stream": ([("a.jpg:evil", jpeg())], "a.jpg:evil is not a plain name inside the archive"),
     "backslash": ([("a\\b.jpg", jpeg())], "a\\b.jpg is not a plain name inside the archive"),
+    "dot-backslash": ([*PAIR, (".\\b.jpg", jpeg())], ".\\b.jpg is not a plain name inside the archive"),
     "link": (
         [(with_attributes("link.jpg", stat.S_IFLNK | 0o777), b"/etc/passwd")],
         "Suspicious file attributes detected: link.jpg",
@@ -157,7 +159,6 @@ def test_what_the_trainer_lacks_is_not_blamed_on_the_archive(tmp_path: Path) -> 
 
 # --- archives that are taken ------------------------------------------------------------------------------------------
 
-PAIR: list[Entry] = [("a.jpg", jpeg()), ("a.txt", b"one")]
 GOOD: dict[str, tuple[list[Entry], list[str]]] = {
     "flat": (PAIR, ["001.jpg", "001.txt"]),
     "one-folder": (
