@@ -80,6 +80,18 @@ def read_dataset(folder: str | Path) -> Dataset:
     return found.dataset(captions)
 
 
+def folder_path(named: str) -> Path:
+    """The folder that somebody named: of exactly that name where there is one, else without quotes and blanks around.
+
+    Raises:
+        RuntimeError: It begins with the home directory of nobody.
+    """
+    if os.path.isabs(named) and os.path.isdir(named):  # noqa: PTH112, PTH117 - False for what Path raises at
+        return Path(named)
+    # Models and people paste paths with line breaks and quotes around them.
+    return Path(named.strip().strip("\"'").strip()).expanduser()
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, following no link.
 
@@ -181,8 +193,7 @@ class _Findings:
 
 def _find_folder(named: str) -> Path:
     try:
-        # Models and people paste paths with line breaks and quotes around them.
-        path = Path(named.strip().strip("\"'").strip()).expanduser()
+        path = folder_path(named)
     except RuntimeError:
         raise DatasetError(f"{quote_foreign(named)!r} names an unknown home directory. {_NOTHING}") from None
     if not path.is_absolute():

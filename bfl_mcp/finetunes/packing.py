@@ -4,7 +4,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio.from_thread
@@ -102,7 +101,7 @@ class Packing:
 
         def pack() -> Packed:
             stamp = _stamp(folder)
-            dataset = read_dataset(Path(folder))
+            dataset = read_dataset(folder)
             total = len(dataset.images)
 
             def on_image(done: int) -> None:
@@ -151,8 +150,10 @@ def count(archive: "Archive") -> str:
 
 def _stamp(folder: str) -> str:
     """What a folder looks like from outside: names, sizes and times."""
+    from bfl_mcp.dataset import folder_path
+
     try:
-        with os.scandir(Path(folder.strip().strip("\"'").strip()).expanduser()) as entries:
+        with os.scandir(folder_path(folder)) as entries:
             seen = sorted(
                 (entry.name, status.st_size, status.st_mtime_ns)
                 for entry in entries

@@ -53,6 +53,17 @@ def test_a_path_may_be_given_as_text_or_from_the_home_directory(
     assert len(found.images) == 3
 
 
+@pytest.mark.parametrize("name", ["photos ", "'photos'", ' "'])
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_folder_of_exactly_that_name_comes_before_a_cleaned_one(tmp_path: Path, name: str) -> None:
+    """Quotes and blanks come along with copy and paste, and some names have them."""
+    fill_folder(tmp_path / "photos", count=1)
+    fill_folder(tmp_path / name, count=2)
+
+    assert len(read_dataset(str(tmp_path / name)).images) == 2
+    assert len(read_dataset(f" '{tmp_path / 'photos'}'\n").images) == 1
+
+
 @pytest.mark.parametrize("named", ["photos", "./photos", "../photos", "", "."])
 def test_a_relative_path_is_refused(tmp_path: Path, named: str) -> None:
     """The server's working directory is no place a person has in mind."""
