@@ -72,6 +72,11 @@ def quote_foreign(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 
+def quote_name(name: str, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
+    """Make a file's name safe like any foreign text. One of blanks alone is spelled out."""
+    return quote_foreign(name, limit) or quote_foreign(ascii(name), limit)
+
+
 def quoted(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
     """The same between quotation marks, which it cannot end."""
     plain = quote_foreign(text, limit)

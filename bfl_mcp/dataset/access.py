@@ -168,8 +168,11 @@ def why(error: Exception) -> str:
 
 def _read_name(named: str) -> Path:
     try:
-        # Models and people paste paths with line breaks and quotes around them.
-        path = Path(named.strip().strip("\"'").strip()).expanduser()
+        path = Path(named)
+        # Of exactly that name where there is such a folder. Else models and people paste paths with line breaks and
+        # quotation marks around them.
+        if not (os.path.isabs(named) and os.path.isdir(named)):  # noqa: PTH112, PTH117 - False for what Path raises at
+            path = Path(named.strip().strip("\"'").strip()).expanduser()
     except RuntimeError:
         raise DatasetError(f"{quoted(named)} names an unknown home directory. {NOTHING}") from None
     if not path.is_absolute():

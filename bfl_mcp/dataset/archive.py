@@ -15,7 +15,7 @@ from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
 from bfl_mcp.dataset.images import PreparedImage, prepare_image
-from bfl_mcp.errors import DatasetError, quote_foreign, quoted
+from bfl_mcp.errors import DatasetError, quote_name, quoted
 
 _COPY_BLOCK_BYTES: Final = 1 << 18
 
@@ -145,7 +145,7 @@ def _write_images(
                 with ready.source:
                     _write_image(archive, number, image, ready, on_bytes)
             except DatasetError as error:
-                faults.append(f"{quote_foreign(image.path.name)}: {error}.")
+                faults.append(f"{quote_name(image.path.name)}: {error}.")
             on_image(number)
 
 

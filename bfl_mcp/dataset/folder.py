@@ -12,9 +12,10 @@ from typing import BinaryIO, Final, Self
 from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_name
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
+_TOO_LONG: Final = f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it"
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -110,10 +111,10 @@ class _Findings:
         self.faults: list[str] = []
 
     def skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(quote_foreign(name), reason))
+        self.skipped.append(Skipped(quote_name(name), reason))
 
     def fault(self, name: str, what: str) -> None:
-        self.faults.append(f"{quote_foreign(name)}: {what}.")
+        self.faults.append(f"{quote_name(name)}: {what}.")
 
     def look_at(self, path: Path) -> None:
         """Sort one file by its content."""
@@ -165,7 +166,7 @@ class _Findings:
             self.fault(path.name, f"the caption cannot be read: {why(error)}")
             return None
         if len(data) > MAX_CAPTION_BYTES:
-            self.fault(path.name, f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it")
+            self.fault(path.name, _TOO_LONG)
             return None
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         try:
@@ -176,7 +177,13 @@ class _Findings:
         if "\x00" in text:
             self.fault(path.name, "the caption holds NUL characters; save it as plain UTF-8 text")
             return None
-        return "\n".join(text.split("\r\n")).strip()
+        # Joined files hold several byte order marks, of which a reader of the archive would drop the first.
+        text = text.replace("\r\n", "\n").replace("\ufeff", "").strip()
+        # What has two bytes in UTF-16 has up to three in the archive.
+        if len(text.encode()) > MAX_CAPTION_BYTES:
+            self.fault(path.name, _TOO_LONG)
+            return None
+        return text
 
 
 def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:

@@ -12,7 +12,7 @@ from typing import IO, Final
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGES
 from bfl_mcp.dataset.images import HEAD_BYTES, SUFFIXES, check_image, identify
-from bfl_mcp.errors import DatasetError, quote_foreign
+from bfl_mcp.errors import DatasetError, quote_name
 from bfl_mcp.trainer.jobs import open_private
 
 _MAX_ENTRIES: Final = 4 * MAX_IMAGES
@@ -88,6 +88,9 @@ def _is_caption(entry: zipfile.ZipInfo) -> bool:
 
 def _is_ignored(entry: zipfile.ZipInfo) -> bool:
     """Folders, and what macOS, Windows and hidden folders leave in archives made by hand."""
+    if "\\" in entry.filename:
+        # `.\a.jpg` is no hidden file but a picture, packed by a tool that misnames all of them.
+        return False
     parts = PurePosixPath(entry.filename).parts
     hidden = any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
     return entry.is_dir() or hidden or (bool(parts) and parts[-1].lower() in _IGNORED)
@@ -167,4 +170,4 @@ def _stem(entry: zipfile.ZipInfo) -> str:
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:
-    return quote_foreign(entry.filename, 100)
+    return quote_name(entry.filename, 100)

@@ -1,6 +1,7 @@
 """What is found in a folder: the images, their captions, and by name everything that is left out."""
 
 import os
+import sys
 import tempfile
 import unicodedata
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 
 from bfl_mcp.dataset import read_dataset
 from bfl_mcp.errors import DatasetError
-from tests.dataset.made import HEIC, encode
+from tests.dataset.made import HEIC, encode, refusal
 from tests.pictures import fill_folder, picture
 
 _NFC = unicodedata.normalize("NFC", "Müllerstraße é")
@@ -50,6 +51,17 @@ def test_a_path_may_be_given_as_text_or_from_the_home_directory(
     assert found == read_dataset(tmp_path / "photos")
     assert found.folder == tmp_path / "photos"
     assert len(found.images) == 3
+
+
+@pytest.mark.parametrize("name", ["photos ", "'photos'", ' "'])
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_folder_of_exactly_that_name_comes_before_a_cleaned_one(tmp_path: Path, name: str) -> None:
+    """Quotes and blanks come along with copy and paste, and some names have them."""
+    fill_folder(tmp_path / "photos", count=1)
+    fill_folder(tmp_path / name, count=2)
+
+    assert len(read_dataset(str(tmp_path / name)).images) == 2
+    assert len(read_dataset(f" '{tmp_path / 'photos'}'\n").images) == 1
 
 
 @pytest.mark.parametrize("named", ["photos", "./photos", "../photos", "", "."])
@@ -255,6 +267,18 @@ def test_names_are_made_safe_before_they_are_shown(tmp_path: Path) -> None:
     assert list(_skipped(tmp_path)) == ["c\\u202egpj.md"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_without_a_visible_character_is_spelled_out(tmp_path: Path) -> None:
+    """Cleaned it would be nothing at all, and nobody could find the file that a fault is about."""
+    (tmp_path / "\x01\u202e").write_bytes(b"\xff\xd8\xff cut short")
+    (tmp_path / " ").write_bytes(b"a note")
+
+    error = refusal(tmp_path)
+
+    assert error.faults == (r"\x01\u202e: it is damaged: the JPEG cannot be decoded.",)
+    assert list(_skipped(tmp_path)) == ["' '"]
+
+
 # --- captions ---------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +288,7 @@ def test_names_are_made_safe_before_they_are_shown(tmp_path: Path) -> None:
         "Ein Café in Köln, 写真 of TOK".encode(),
         "\n  Ein Café in Köln, 写真 of TOK \r\n\r\n".encode(),
         "Ein Café in Köln, 写真 of TOK".encode("utf-8-sig"),
+        "Ein Café in Köln, 写真".encode("utf-8-sig") + " of TOK".encode("utf-8-sig"),
         b"\xff\xfe" + "Ein Café in Köln, 写真 of TOK\r\n".encode("utf-16-le"),
         b"\xfe\xff" + "Ein Café in Köln, 写真 of TOK".encode("utf-16-be"),
     ],
@@ -300,6 +325,8 @@ def test_line_breaks_inside_a_caption_are_kept_as_one_character(tmp_path: Path) 
         ("TOK".encode("utf-16-le"), "a.txt: the caption holds NUL characters; save it as plain UTF-8 text."),
         ("TOK".encode("utf-32"), "a.txt: the caption holds NUL characters; save it as plain UTF-8 text."),
         (b"a" * 64_001, "a.txt: the caption is longer than 64 kB; shorten it."),
+        # 44 kB on disk and 66 kB in the archive, which the trainer would refuse with all its pictures.
+        (("写" * 22_000).encode("utf-16"), "a.txt: the caption is longer than 64 kB; shorten it."),
     ],
 )
 def test_a_caption_that_cannot_be_read_is_a_fault(tmp_path: Path, data: bytes, fault: str) -> None:
@@ -315,7 +342,7 @@ def test_a_caption_of_64_kb_is_not_too_long(tmp_path: Path) -> None:
     assert _captions(tmp_path) == {"a.jpg": "a" * 64_000}
 
 
-@pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf", b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf", b"\xff\xfe", b"\xef\xbb\xbf\n" * 2])
 def test_an_empty_caption_counts_as_none(tmp_path: Path, data: bytes) -> None:
     """Trainers crash on an empty text, hours later."""
     fill_folder(tmp_path, count=1, captions=False)

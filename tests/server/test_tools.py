@@ -84,6 +84,19 @@ async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
     assert rehearsed["archive_sha256"] == started["archive_sha256"]
 
 
+@pytest.mark.parametrize("name", ["pictures", "'pictures'"])
+async def test_a_picture_that_is_added_is_in_the_next_dry_run(connect: Connect, tmp_path: Path, name: str) -> None:
+    """An archive is kept for as long as its folder looks the same: that must be the folder it was made of."""
+    folder = fill_folder(tmp_path / name, count=2)
+    asked = {**REQUEST, "folder": str(folder), "dry_run": True}
+    async with connect() as client:
+        first = facts_of(await client.call_tool("create_finetune", asked))
+        shutil.copyfile(folder / "a.jpg", folder / "c.jpg")
+        second = facts_of(await client.call_tool("create_finetune", asked))
+
+    assert (first["images"], second["images"]) == (2, 3)
+
+
 async def test_a_dry_run_at_the_practice_trainer_says_practice(connect: Connect, folder: Path) -> None:
     """Here a person decides; nobody may believe that a model will come of it."""
     async with connect() as client:

@@ -83,6 +83,9 @@ class Server:
         line = next(line for line in status.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) / 1000
 
+    def open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
 
 @contextmanager
 def serving(data: Path, *, max_upload_mb: float = 10, practice_seconds: float = 60) -> Iterator[Server]:

@@ -22,6 +22,8 @@ def main() -> None:
         practice_seconds=float(practice_seconds),
     )
     listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio does it for sockets of its own. Without it each answer waits 40 ms for the client's acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print(listener.getsockname()[1], flush=True)  # noqa: T201 - whoever started it reads this
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 
