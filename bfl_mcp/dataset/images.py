@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from bfl_mcp.dataset.looks import MEASURED_SIDE_PX, Look, has_position, measure
 from bfl_mcp.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
 _ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = 1
 _TURNED: Final = range(2, 9)
+_ON_ITS_SIDE: Final = range(5, 9)
+_METADATA: Final = frozenset({"exif", "comment", "photoshop", "xmp", "Software", "iptc"})
 
 # A JPEG is decoded at 1.5 times the wanted size or more: what that costs in detail is a fraction of what coding it
 # again costs, and it saves most of the time and memory.
@@ -83,6 +86,7 @@ class PreparedImage:
     """A picture ready for training: either encoded anew, or parts of its own file."""
 
     suffix: str
+    look: Look
     encoded: bytes | None = None
     kept: Ranges = ()
 
@@ -131,10 +135,11 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
             size = _target_size(original, max_megapixels)
             with _budget.hold(_pixels_to_decode(image, form, size)):
                 kept = _kept_ranges(file, form, image) if size == original else None
+                facts = _facts(image)
                 if kept is None:
-                    return _encode(image, form, size)
-                _decode_cheaply(image)
-                return PreparedImage(SUFFIXES[form], kept=kept)
+                    return _encode(image, form, size, facts)
+                _decode_cheaply(image, MEASURED_SIDE_PX)
+                return PreparedImage(SUFFIXES[form], Look(**facts, **measure(image)), kept=kept)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
@@ -222,13 +227,33 @@ def _pixels_to_decode(image: "Image.Image", form: str, size: tuple[int, int]) ->
     return width * height // scale**2
 
 
-def _decode_cheaply(image: "Image.Image") -> None:
-    """Decode every byte, at an eighth of the size where the format allows."""
-    image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+def _decode_cheaply(image: "Image.Image", longer_side: int = 1) -> None:
+    """Decode every byte, as small as the format allows down to an eighth, but no smaller than `longer_side`."""
+    scale = max(longer_side / max(image.size), 1 / 8)
+    image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
     image.load()
 
 
-def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedImage:
+def _facts(image: "Image.Image") -> dict[str, Any]:
+    """What a picture is before it is changed: the part of a `Look` that is not measured."""
+    profile = image.info.get("icc_profile")
+    turned = _orientation(image) != _UPRIGHT
+    width, height = image.size
+    if _orientation(image) in _ON_ITS_SIDE:
+        width, height = height, width
+    return {
+        "width": width,
+        "height": height,
+        "mode": image.mode,
+        "is_turned": turned,
+        "is_animated": bool(getattr(image, "is_animated", False)),
+        "has_metadata": bool(_METADATA & image.info.keys()),
+        "has_position": has_position(image),
+        "has_profile": profile is not None and not _is_srgb(profile),
+    }
+
+
+def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[str, Any]) -> PreparedImage:
     from PIL import Image
 
     profile = image.info.get("icc_profile")
@@ -249,7 +274,7 @@ def _encode(image: "Image.Image", form: str, size: tuple[int, int]) -> PreparedI
     # Pillow's encoders pick comments, profiles and transparency up from here.
     picture.info = {}
     suffix, data = _smallest(picture, form)
-    return PreparedImage(suffix, encoded=data)
+    return PreparedImage(suffix, Look(**facts, **measure(picture)), encoded=data)
 
 
 def _smallest(picture: "Image.Image", source_form: str) -> tuple[str, bytes]:
