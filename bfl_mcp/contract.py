@@ -70,6 +70,10 @@ DEFAULT_LEARNING_RATE: Final[dict[str, float]] = {"full": 1e-5, "lora": 1e-4}
 """What a null `learning_rate` means, by `finetune_type`."""
 
 
+MIN_ITERATIONS: Final = 100
+MAX_ITERATIONS: Final = 1000
+
+
 class TrainingParameters(BaseModel):
     """What `POST /v1/finetune` lets the customer choose, apart from the images."""
 
@@ -83,7 +87,10 @@ class TrainingParameters(BaseModel):
         default="TOK", description="Word that stands for the new concept in captions, and later in prompts."
     )
     iterations: int = Field(
-        default=300, ge=100, le=1000, description="Training steps. 100-150 for a quick look, more for complex concepts."
+        default=300,
+        ge=MIN_ITERATIONS,
+        le=MAX_ITERATIONS,
+        description="Training steps. 100-150 for a quick look, more for complex concepts.",
     )
     # Source for the rates behind null: the guide's final text; an earlier one gave 1e-5 for both types.
     learning_rate: float | None = Field(

@@ -5,7 +5,7 @@ import os
 import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from typing import BinaryIO, Final
 
 from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
+from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
 from bfl_mcp.dataset.images import PreparedImage, prepare_image
+from bfl_mcp.dataset.looks import Look
 from bfl_mcp.errors import DatasetError, quote_name, quoted
 
 _COPY_BLOCK_BYTES: Final = 1 << 18
@@ -50,6 +52,24 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """An image that decodes: what it looks like, its size on disk and in the archive."""
+
+    look: Look
+    source_bytes: int
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A folder whose images were decoded. `archive` is None where there are faults; `seen` goes by file name."""
+
+    faults: tuple[Finding, ...]
+    seen: Mapping[str, Seen]
+    archive: Archive | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Ready:
     """An image whose turn to be written has come. `source` is open, and was checked when it was `identity`."""
 
@@ -72,13 +92,29 @@ def pack_dataset(
     Raises:
         DatasetError: Something in the folder cannot be trained on; every fault is named.
     """
-    faults = list(dataset.faults)
+    examined = examine_dataset(dataset, max_images=max_images, max_megapixels=max_megapixels, on_image=on_image)
+    if examined.archive is None:
+        raise refusal(dataset, examined)
+    return examined.archive
+
+
+def examine_dataset(
+    dataset: Dataset,
+    *,
+    max_images: int,
+    max_megapixels: float,
+    on_image: Callable[[int], None] = lambda _: None,
+) -> Examined:
+    """The same, with what was seen on the way, and with faults in the place of a refusal."""
+    faults = list(dataset.found_faults)
+    seen: dict[str, Seen] = {}
     count = len(dataset.images)
     if count > max_images:
-        faults.append(
-            f"It holds {count} images; this provider trains on {MIN_IMAGES} to {max_images}: "
-            f"remove {count - max_images}."
+        what = (
+            f"it holds {count} images; this provider trains on {MIN_IMAGES} to {max_images}: "
+            f"remove {count - max_images}"
         )
+        faults.append(Finding("too-many-images", (), what))
     try:
         file = tempfile.TemporaryFile(prefix="bfl-mcp-", suffix=".zip")
     except OSError as error:
@@ -87,9 +123,10 @@ def pack_dataset(
         # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
         pictures = hashlib.sha256()
         if count <= 2 * max_images:
-            _write_images(file, dataset, max_megapixels, faults, on_image, pictures.update)
+            _write_images(file, dataset, max_megapixels, (faults, seen), on_image, pictures.update)
         if faults:
-            raise _refusal(dataset, faults)
+            _discard(file)
+            return Examined(tuple(faults), seen, None)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,7 +137,8 @@ def pack_dataset(
     except BaseException:
         _discard(file)
         raise
-    return Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
+    archive = Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
+    return Examined((), seen, archive)
 
 
 def _no_room(error: OSError) -> DatasetError:
@@ -116,7 +154,9 @@ def _discard(file: BinaryIO) -> None:
         file.close()
 
 
-def _refusal(dataset: Dataset, faults: list[str]) -> DatasetError:
+def refusal(dataset: Dataset, examined: Examined) -> DatasetError:
+    """The refusal of a folder that has faults, all of them named."""
+    faults = [fault.sentence for fault in examined.faults]
     shown = [f"- {fault}" for fault in faults[:_FAULTS_SHOWN]]
     if len(faults) > _FAULTS_SHOWN:
         shown.append(f"- … and {len(faults) - _FAULTS_SHOWN} more.")
@@ -134,18 +174,20 @@ def _write_images(
     file: BinaryIO,
     dataset: Dataset,
     max_megapixels: float,
-    faults: list[str],
+    into: tuple[list[Finding], dict[str, Seen]],
     on_image: Callable[[int], None],
     on_bytes: Callable[[bytes], None],
 ) -> None:
+    faults, seen = into
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, (image, outcome) in enumerate(_prepare_in_order(dataset, max_megapixels), start=1):
             try:
                 ready = outcome.result()
                 with ready.source:
-                    _write_image(archive, number, image, ready, on_bytes)
+                    size_bytes = _write_image(archive, number, image, ready, on_bytes)
+                seen[image.path.name] = Seen(ready.image.look, ready.identity[0], size_bytes)
             except DatasetError as error:
-                faults.append(f"{quote_name(image.path.name)}: {error}.")
+                faults.append(Finding("damaged-image", (quote_name(image.path.name),), str(error)))
             on_image(number)
 
 
@@ -194,8 +236,10 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
 
 def _write_image(
     archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready, on_bytes: Callable[[bytes], None]
-) -> None:
+) -> int:
+    """Write one image and its caption; the size of the image in bytes."""
     name = f"{number:03}"
+    size = len(ready.image.encoded or b"") + sum(length for _, length in ready.image.kept)
     on_bytes(ready.image.suffix.encode())
     with archive.open(_entry(name + ready.image.suffix), "w") as target:
 
@@ -211,6 +255,7 @@ def _write_image(
         raise DatasetError("it changed while it was being read; try again when nothing writes to it")
     if image.caption is not None:
         archive.writestr(_entry(name + ".txt"), image.caption.encode())
+    return size
 
 
 def _copy(source: BinaryIO, offset: int, length: int, write: Callable[[bytes], object]) -> None:

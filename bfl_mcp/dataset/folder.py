@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, Self
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
+from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
 from bfl_mcp.errors import DatasetError, quote_name
 
@@ -30,15 +31,16 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that is not used, and why, as half a sentence."""
+    """A file that is not used, and why, as half a sentence. `code` is its row in the table of checks."""
 
     name: str
     reason: str
+    code: str = "left-out"
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A folder as it was found. Images in name order; `faults` holds one sentence each.
+    """A folder as it was found. Images in name order; `found_faults` are what cannot be trained on, before decoding.
 
     The folder stays open, so that its files can be read later through `open` and nothing else.
     """
@@ -46,8 +48,13 @@ class Dataset:
     folder: Path
     images: tuple[ImageFile, ...]
     skipped: tuple[Skipped, ...]
-    faults: tuple[str, ...]
+    found_faults: tuple[Finding, ...]
     _source: OpenFolder = field(compare=False, repr=False)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """One sentence for each fault."""
+        return tuple(fault.sentence for fault in self.found_faults)
 
     @property
     def captions(self) -> int:
@@ -89,12 +96,12 @@ def read_dataset(folder: str | Path, access: Access = ANYWHERE) -> Dataset:
         source.close()
         raise DatasetError(f"{shown(source.path)} cannot be read: {why(error)}. {NOTHING}") from None
     for entry in ordered:
-        if reason := _reason_to_skip(entry):
-            found.skip(entry.name, reason)
+        if skipped := _reason_to_skip(entry):
+            found.skip(entry.name, *skipped)
         elif Path(entry.name).suffix.lower() == ".txt":
             stem = _nfc(Path(entry.name).stem)
             if stem in captions:
-                found.skip(captions[stem].name, "a second caption of that name")
+                found.skip(captions[stem].name, "a second caption of that name", "second-caption")
             captions[stem] = source.path / entry.name
         else:
             found.look_at(source.path / entry.name)
@@ -108,13 +115,13 @@ class _Findings:
         self._source = source
         self.images: list[ImageFile] = []
         self.skipped: list[Skipped] = []
-        self.faults: list[str] = []
+        self.faults: list[Finding] = []
 
-    def skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(quote_name(name), reason))
+    def skip(self, name: str, reason: str, code: str = "left-out") -> None:
+        self.skipped.append(Skipped(quote_name(name), reason, code))
 
-    def fault(self, name: str, what: str) -> None:
-        self.faults.append(f"{quote_name(name)}: {what}.")
+    def fault(self, code: str, name: str, what: str) -> None:
+        self.faults.append(Finding(code, (quote_name(name),), what))
 
     def look_at(self, path: Path) -> None:
         """Sort one file by its content."""
@@ -122,21 +129,23 @@ class _Findings:
             with self._source.open(path.name) as file:
                 head = file.read(HEAD_BYTES)
         except OSError as error:
-            self.fault(path.name, f"it cannot be read: {why(error)}")
+            self.fault("unreadable-file", path.name, f"it cannot be read: {why(error)}")
             return
         suffix = path.suffix.lower()
         form = identify(head)
         if form == "HEIC":
-            self.skip(path.name, "HEIC cannot be read yet (the extra bfl-mcp[heif] is coming): export it as JPEG")
+            reason = "HEIC cannot be read yet (the extra bfl-mcp[heif] is coming): export it as JPEG"
+            self.skip(path.name, reason, "left-out-image")
         elif form == "archive":
-            self.skip(path.name, "an archive; only images directly in the folder are used")
+            self.skip(path.name, "an archive; only images directly in the folder are used", "left-out-image")
         elif form == "TIFF" and suffix not in _IMAGE_SUFFIXES:
             # Camera raw files are TIFFs, with suffixes of their own, whose first picture is a thumbnail.
-            self.skip(path.name, "a camera raw file; export it as JPEG to use it")
+            self.skip(path.name, "a camera raw file; export it as JPEG to use it", "left-out-image")
         elif form is not None:
             self.images.append(ImageFile(path, form))
         elif suffix in _IMAGE_SUFFIXES:
-            self.fault(path.name, "it is empty" if not head else "it is not an image, whatever its name says")
+            what = "it is empty" if not head else "it is not an image, whatever its name says"
+            self.fault("no-image", path.name, what)
         else:
             self.skip(path.name, "not an image in a format that can be read")
 
@@ -145,16 +154,17 @@ class _Findings:
         texts: dict[str, str | None] = {}
         for stem, path in captions.items():
             if stem not in stems:
-                self.skip(path.name, "a caption without an image of that name")
+                self.skip(path.name, "a caption without an image of that name", "orphan-caption")
                 continue
             texts[stem] = self._read_caption(path)
             if texts[stem] == "":
-                self.skip(path.name, "an empty caption")
+                self.skip(path.name, "an empty caption", "empty-caption")
         images = tuple(
             ImageFile(image.path, image.format, texts.get(_nfc(image.path.stem)) or None) for image in self.images
         )
         if not images and not self.faults:
-            self.faults.append("It holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF).")
+            what = "it holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF)"
+            self.faults.append(Finding("no-images", (), what))
         return Dataset(self._source.path, images, tuple(self.skipped), tuple(self.faults), self._source)
 
     def _read_caption(self, path: Path) -> str | None:
@@ -163,43 +173,45 @@ class _Findings:
             with self._source.open(path.name) as file:
                 data = file.read(MAX_CAPTION_BYTES + 1)
         except OSError as error:
-            self.fault(path.name, f"the caption cannot be read: {why(error)}")
+            self.fault("unreadable-caption", path.name, f"the caption cannot be read: {why(error)}")
             return None
         if len(data) > MAX_CAPTION_BYTES:
-            self.fault(path.name, _TOO_LONG)
+            self.fault("unreadable-caption", path.name, _TOO_LONG)
             return None
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:
-            self.fault(path.name, "the caption is not UTF-8 text; save it as UTF-8")
+            self.fault("unreadable-caption", path.name, "the caption is not UTF-8 text; save it as UTF-8")
             return None
         if "\x00" in text:
-            self.fault(path.name, "the caption holds NUL characters; save it as plain UTF-8 text")
+            what = "the caption holds NUL characters; save it as plain UTF-8 text"
+            self.fault("unreadable-caption", path.name, what)
             return None
         # Joined files hold several byte order marks, of which a reader of the archive would drop the first.
         text = text.replace("\r\n", "\n").replace("\ufeff", "").strip()
         # What has two bytes in UTF-16 has up to three in the archive.
         if len(text.encode()) > MAX_CAPTION_BYTES:
-            self.fault(path.name, _TOO_LONG)
+            self.fault("unreadable-caption", path.name, _TOO_LONG)
             return None
         return text
 
 
-def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
+def _reason_to_skip(entry: os.DirEntry[str]) -> tuple[str, str] | None:
+    """Why a file is left out, and its row in the table of checks."""
     if entry.name.lower() in _SYSTEM_FILES:
-        return "a file of the operating system"
+        return "a file of the operating system", "left-out"
     if entry.name.startswith("."):
-        return "hidden"
+        return "hidden", "left-out"
     try:
         if entry.is_symlink():
-            return "a link"
+            return "a link", "link"
         if entry.is_dir():
-            return "a subfolder; only images directly in the folder are used"
+            return "a subfolder; only images directly in the folder are used", "left-out"
         if not entry.is_file():
-            return "not a regular file"
+            return "not a regular file", "left-out"
     except OSError:
-        return "it cannot be read"
+        return "it cannot be read", "left-out"
     return None
 
 

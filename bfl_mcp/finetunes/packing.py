@@ -15,17 +15,29 @@ from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.provider import Provider
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Access, Archive
+    from bfl_mcp.dataset import Access, Archive, Dataset, Examined
 
 _ARCHIVES_KEPT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An archive with what the folder looked like when it was made."""
+    """A folder that was examined, with its archive if it has no faults, and what it looked like from outside then."""
 
-    archive: "Archive"
+    dataset: "Dataset"
+    examined: "Examined"
     stamp: str
+
+    @property
+    def archive(self) -> "Archive":
+        """Its archive. There is one wherever `Packing.pack` gave this."""
+        if self.examined.archive is None:
+            raise LookupError("a folder with faults has no archive")
+        return self.examined.archive
+
+    def close(self) -> None:
+        if self.examined.archive is not None:
+            self.examined.archive.close()
 
 
 class Packing:
@@ -43,12 +55,35 @@ class Packing:
         Raises:
             DatasetError: The folder cannot be trained on; every fault is named.
         """
+        packed = await self.examine(folder, call)
+        if packed is None:
+            return None
+        if packed.examined.archive is None:
+            from bfl_mcp.dataset import refusal
+
+            raise refusal(packed.dataset, packed.examined)
+        limit = self._provider.max_upload_bytes
+        # Base64 makes four bytes of three.
+        if limit is not None and packed.archive.size_bytes * 4 / 3 > limit:
+            raise DatasetError(
+                f"The archive has {megabytes(packed.archive.size_bytes)}; {self._provider.name} takes at most "
+                f"{megabytes(limit * 3 // 4)}. Nothing was sent. Use fewer images, let them be shrunk "
+                "(BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB."
+            )
+        return packed
+
+    async def examine(self, folder: str, call: Call) -> Packed | None:
+        """The same with faults or without: one examination serves checking and starting.
+
+        Raises:
+            DatasetError: The folder may or can not be read at all.
+        """
         packing = self._folders.get(folder)
         if packing is not None and packing.is_finished:
             stamp = await anyio.to_thread.run_sync(self._stamp, folder)
             if self._folders.get(folder) is not packing:
                 # Somebody took it for sending, or packs anew, while we looked.
-                return await self.pack(folder, call)
+                return await self.examine(folder, call)
             if packing.failure is not None or packing.result().stamp != stamp:
                 self._forget(folder)
                 packing = None
@@ -97,10 +132,10 @@ class Packing:
     def _forget(self, folder: str) -> None:
         packing = self._folders.pop(folder)
         if packing.failure is None:
-            packing.result().archive.close()
+            packing.result().close()
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:
-        from bfl_mcp.dataset import pack_dataset, read_dataset
+        from bfl_mcp.dataset import examine_dataset, read_dataset
 
         def pack() -> Packed:
             stamp = self._stamp(folder)
@@ -112,25 +147,15 @@ class Packing:
 
             with read_dataset(folder, self._access()) as dataset:
                 total = len(dataset.images)
-                archive = pack_dataset(
+                examined = examine_dataset(
                     dataset,
                     max_images=self._provider.max_images,
                     max_megapixels=self._settings.max_megapixels,
                     on_image=on_image,
                 )
-            return Packed(archive, stamp)
+            return Packed(dataset, examined, stamp)
 
-        packed = await anyio.to_thread.run_sync(pack)
-        limit = self._provider.max_upload_bytes
-        # Base64 makes four bytes of three.
-        if limit is not None and packed.archive.size_bytes * 4 / 3 > limit:
-            packed.archive.close()
-            raise DatasetError(
-                f"The archive has {megabytes(packed.archive.size_bytes)}; {self._provider.name} takes at most "
-                f"{megabytes(limit * 3 // 4)}. Nothing was sent. Use fewer images, let them be shrunk "
-                "(BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB."
-            )
-        return packed
+        return await anyio.to_thread.run_sync(pack)
 
     def _access(self) -> "Access":
         """What may be read, because it is an agent that names the folders."""

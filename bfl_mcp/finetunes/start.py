@@ -16,6 +16,7 @@ from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
 from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import Background, Call
+from bfl_mcp.finetunes.checked import DatasetChecked, Detail, tell_checked
 from bfl_mcp.finetunes.journal import Entry, Intent, Journal, JournalError, account_of
 from bfl_mcp.finetunes.packing import Packed, Packing, count, megabytes
 from bfl_mcp.finetunes.provider import Provider
@@ -177,6 +178,29 @@ class Starts:
         else:
             self._gate.ask(question)
         return question
+
+    async def check(
+        self, folder: str, trigger_word: str | None, iterations: int | None, detail: Detail, call: Call
+    ) -> DatasetChecked | None:
+        """Judge a folder without sending anything; None where that takes longer than the call lasts.
+
+        What was decoded for it is kept for the start.
+
+        Raises:
+            DatasetError: The folder may or can not be read at all.
+        """
+        packed = await self._packing.examine(folder, call)
+        if packed is None:
+            return None
+        quote = None
+        if iterations is not None:
+            quote = quote_training(self._provider, iterations, is_our_trainer=self._is_our_trainer)
+        tell = partial(tell_checked, max_megapixels=self._settings.max_megapixels, detail=detail)
+        return await anyio.to_thread.run_sync(tell, packed, self._provider, quote, trigger_word)
+
+    def how_far(self, folder: str) -> str:
+        """How far the examination of a folder is, in words."""
+        return self._packing.doing(folder) or "reading it"
 
     async def newest(self) -> "Entry | Background[FinetuneStarted] | None":
         """The newest start: the outcome nobody has asked for yet in this process, or the newest of the journal."""

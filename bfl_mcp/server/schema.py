@@ -107,9 +107,19 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
         return [f"{label}:", *lines]
     if isinstance(value, list) and all(isinstance(item, dict) and set(item) == {"name", "reason"} for item in value):
         return [f"{label}:", *(f"  {quote_foreign(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
+    if isinstance(value, list) and all(isinstance(item, dict) and "remedy" in item for item in value):
+        return [f"{label}:", *(f"  {_finding_line(item)}" for item in value)]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [f"{label}:", *(f"  {quote_foreign(item)}" for item in value)]
     if isinstance(value, str):
         return [f"{label}: {quote_foreign(value, _TEXT_VALUE_LIMIT)}"]
     return [f"{label}: {quote_foreign(json.dumps(value, ensure_ascii=False), _TEXT_VALUE_LIMIT)}"]
+
+
+def _finding_line(item: dict[str, Any]) -> str:
+    files = ", ".join(quote_foreign(name, 100) for name in item["files"])
+    what = quote_foreign(item["what"], _TEXT_VALUE_LIMIT)
+    return f"{item['severity']} {item['code']}: {files + ': ' if files else ''}{what}. {item['remedy']}"
 
 
 def _flatten(node: Any, definitions: dict[str, Any]) -> Any:

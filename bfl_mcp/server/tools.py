@@ -1,4 +1,4 @@
-"""The tools: create_finetune and get_finetune_details."""
+"""The tools: check_dataset, create_finetune and get_finetune_details."""
 
 import math
 from contextvars import ContextVar
@@ -12,9 +12,11 @@ from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
-from bfl_mcp.contract import TrainingParameters
+from bfl_mcp.contract import MAX_ITERATIONS, MIN_ITERATIONS, TrainingParameters
+from bfl_mcp.errors import DatasetError
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.checked import DatasetChecked, Detail
 from bfl_mcp.finetunes.lookup import find_status
 from bfl_mcp.finetunes.start import StartRequest, Starts
 from bfl_mcp.finetunes.started import FinetuneStarted
@@ -112,6 +114,36 @@ class GetFinetuneDetails(ToolInput):
     )
 
 
+class CheckDataset(FolderInput):
+    """Arguments of check_dataset."""
+
+    trigger_word: str | None = Field(
+        default=None, min_length=1, description="Trigger word, to check that the captions hold it."
+    )
+    iterations: int | None = Field(
+        default=None, ge=MIN_ITERATIONS, le=MAX_ITERATIONS, description="Training steps, to tell the price."
+    )
+    detail: Detail = Field(default="concise", description="full names every file of every finding.")
+
+
+async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChecked:
+    """Judge a local folder of images before training: faults, warnings, what will be changed, and its verdict. Free.
+
+    Looks at every image and caption: damage, size, blur, duplicates, captions, trigger word. Sends nothing and changes
+    nothing. Only folder is required; checks that need another argument are left out and named.
+    """
+    starts = _app(ctx).starts
+    checked = await starts.check(
+        request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
+    )
+    if checked is None:
+        raise DatasetError(
+            f"Still looking at the folder: {starts.how_far(request.folder)}. The work goes on: call check_dataset "
+            "again with the same arguments. Nothing was sent or charged."
+        )
+    return checked
+
+
 async def ask_consent(request: CreateFinetune, ctx: Context[App]) -> Consent | Elicit[Consent]:
     """Ask the person before money is spent, where the host can ask. Runs again in each round of the newer protocol."""
     if not _can_ask(ctx):
@@ -168,6 +200,17 @@ def _can_ask(ctx: Context[App]) -> bool:
 
 
 TOOLS = [
+    make_tool(
+        check_dataset,
+        title="Check a folder of images",
+        annotations=ToolAnnotations(
+            title="Check a folder of images",
+            read_only_hint=True,
+            destructive_hint=False,
+            idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
     make_tool(
         create_finetune,
         title="Start a finetune from a folder",

@@ -1,0 +1,226 @@
+"""The table of checks: for each row a folder that trips it, and one that just does not."""
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from bfl_mcp.dataset import examine_dataset, read_dataset
+from bfl_mcp.dataset.findings import CHECKS, Finding
+from bfl_mcp.dataset.judge import has_word, judge
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def photo(number: int, width: int = 1100, height: int = 900) -> Image.Image:
+    """Sharp, bright enough, and unlike its siblings."""
+    image = Image.effect_noise((width // 8, height // 8), 90).convert("RGB").resize((width, height))
+    draw = ImageDraw.Draw(image)
+    for step in range(12):
+        x, y = (math.sin(number * 7 + step) + 1) * width / 2, (math.cos(number * 3 + step * 2) + 1) * height / 2
+        draw.ellipse((x - 120, y - 120, x + 120, y + 120), fill=(step * 20, 255 - step * 20, number * 30 % 255))
+    return image
+
+
+def fill(folder: Path, count: int = 6) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        photo(number).save(folder / f"p{number}.jpg", quality=95)
+        (folder / f"p{number}.txt").write_text(f"a TOKBOT, number {number}")
+    return folder
+
+
+def found(folder: Path, trigger_word: str | None = "TOKBOT", *, captioning: bool = False) -> list[Finding]:
+    with read_dataset(folder) as dataset:
+        examined = examine_dataset(dataset, max_images=20, max_megapixels=1.0)
+    if examined.archive is not None:
+        examined.archive.close()
+    return judge(dataset, examined, trigger_word, captioning=captioning)
+
+
+def codes(folder: Path, trigger_word: str | None = "TOKBOT", *, captioning: bool = False) -> set[str]:
+    return {finding.code for finding in found(folder, trigger_word, captioning=captioning)}
+
+
+def write(name: str, data: bytes) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return make
+
+
+def save(name: str, image: Image.Image, **options: object) -> Callable[[Path], None]:
+    return lambda folder: image.save(folder / name, **options)  # type: ignore[arg-type]
+
+
+def caption(name: str, text: str) -> Callable[[Path], None]:
+    return write(name, text.encode())
+
+
+def copy(name: str, **options: object) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        with Image.open(folder / "p1.jpg") as image:
+            image.save(folder / name, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def twin(folder: Path) -> None:
+    (folder / "twin.jpeg").write_bytes((folder / "p1.jpg").read_bytes())
+
+
+def cut(folder: Path) -> None:
+    (folder / "p1.jpg").write_bytes((folder / "p1.jpg").read_bytes()[:9000])
+
+
+def link(folder: Path) -> None:
+    (folder / "l.jpg").symlink_to(folder / "p1.jpg")
+
+
+def without_caption(folder: Path) -> None:
+    (folder / "p1.txt").unlink()
+
+
+def position() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (48.0, 8.0, 0.0)}
+    return exif
+
+
+def grey(level: int, spread: int = 40) -> Image.Image:
+    """A picture of one brightness, with enough on it not to be called flat."""
+    image = Image.new("L", (1100, 900), level)
+    draw = ImageDraw.Draw(image)
+    for x in range(0, 1100, 100):
+        draw.rectangle((x, 0, x + 49, 899), fill=max(0, min(255, level + (spread if x % 200 else -spread))))
+    return image.convert("RGB")
+
+
+# Code; what trips it; what just does not (None where the good folder itself is the counterexample).
+ROWS: list[tuple[str, Callable[[Path], None], Callable[[Path], None] | None]] = [
+    ("no-image", write("x.jpg", b"no picture"), write("x.md", b"no picture")),
+    ("damaged-image", cut, None),
+    ("unreadable-caption", write("p1.txt", b"caf\xe9 TOKBOT"), write("p1.txt", "café TOKBOT".encode("utf-16"))),
+    ("left-out", write("notes.md", b"x"), None),
+    ("left-out-image", write("x.zip", b"PK\x03\x04"), write("x.txt", b"PK\x03\x04")),
+    ("link", link, None),
+    ("orphan-caption", caption("x.txt", "a TOKBOT"), caption("p1.txt", "a TOKBOT")),
+    ("empty-caption", caption("p1.txt", " \n"), caption("p1.txt", "TOKBOT")),
+    ("shared-stem", save("p1.png", photo(9)), save("p9.png", photo(9))),
+    ("second-caption", caption("p1.TXT", "another TOKBOT"), None),
+    ("same-picture", twin, copy("again.jpg", quality=80)),
+    ("similar-pictures", copy("again.jpg", quality=80), save("other.jpg", photo(9), quality=80)),
+    ("small", save("s.jpg", photo(9, 1100, 767)), save("s.jpg", photo(9, 1100, 768))),
+    ("long", save("l.jpg", photo(9, 2600, 1000)), save("l.jpg", photo(9, 2500, 1000))),
+    ("blurred", save("b.jpg", photo(9).filter(ImageFilter.GaussianBlur(14))), save("b.jpg", photo(9))),
+    ("flat", save("f.jpg", grey(128, 8)), save("f.jpg", grey(128, 30))),
+    ("dark", save("d.jpg", grey(12, 11)), save("d.jpg", grey(20, 20))),
+    ("blown", save("w.jpg", grey(244, 11)), save("w.jpg", grey(235, 20))),
+    ("animated", save("a.webp", photo(8), save_all=True, append_images=[photo(9)]), save("a.webp", photo(8))),
+    ("position-removed", save("g.jpg", photo(9), exif=position()), save("g.jpg", photo(9), exif=Image.Exif())),
+    ("some-captions", without_caption, None),
+    ("trigger-missing", caption("p1.txt", "a TOKBOTS there"), caption("p1.txt", "a tokbot, there")),
+]
+
+
+@pytest.mark.parametrize(("code", "trip", "spare"), ROWS, ids=[row[0] for row in ROWS])
+def test_each_check_trips_and_just_does_not(
+    tmp_path: Path, code: str, trip: Callable[[Path], None], spare: Callable[[Path], None] | None
+) -> None:
+    """A threshold that nothing stands on either side of is no threshold."""
+    good = fill(tmp_path / "good")
+    if spare is not None:
+        spare(good)
+    bad = fill(tmp_path / "bad")
+    trip(bad)
+
+    assert code not in codes(good)
+    assert code in codes(bad)
+
+
+def test_the_checks_of_a_whole_folder(tmp_path: Path) -> None:
+    """How many there are, and what the trigger word is like."""
+    (tmp_path / "empty").mkdir()
+    six, five = fill(tmp_path / "six"), fill(tmp_path / "five", count=5)
+    many = fill(tmp_path / "many", count=1)
+    for number in range(20):
+        (many / f"x{number}.jpg").write_bytes((many / "p0.jpg").read_bytes())
+
+    assert codes(tmp_path / "empty") == {"no-images"}
+    assert codes(six) == set()
+    assert codes(five) == {"few-images"}
+    assert "too-many-images" in codes(many)
+    assert codes(six, "OTHER") == {"trigger-absent"}
+    assert codes(six, "tokbot") == {"ordinary-trigger"}
+    assert codes(six, captioning=True) == {"captions-and-captioning"}
+    assert codes(six, None) == set()
+
+
+def test_every_row_of_the_table_is_tested() -> None:
+    """A check that nothing trips may be dead."""
+    here = {code for code, _, _ in ROWS}
+    here |= {"no-images", "few-images", "too-many-images", "trigger-absent", "ordinary-trigger"}
+    here |= {"captions-and-captioning", "unreadable-file"}
+
+    assert here == set(CHECKS)
+
+
+def test_the_examples_raise_no_alarm() -> None:
+    """They are what a good folder looks like."""
+    assert found(EXAMPLES) == []
+
+
+def test_faults_come_first_and_each_names_its_file(tmp_path: Path) -> None:
+    """The reader mends from the top."""
+    folder = fill(tmp_path / "bad")
+    cut(folder)
+    without_caption(folder)
+    (folder / "notes.md").write_text("x")
+
+    told = found(folder)
+
+    assert [finding.severity for finding in told] == sorted(
+        (finding.severity for finding in told), key=["fault", "warning", "info"].index
+    )
+    assert all(finding.files for finding in told)
+    assert told[0].sentence == "p1.jpg: it is cut short: the JPEG ends before its picture does."
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "holds"),
+    [
+        ("a TOK here", "TOK", True),
+        ("TOK", "TOK", True),
+        ("a tok, here", "TOK", True),
+        ("TOKBOT", "TOK", False),
+        ("a TOK2", "TOK", False),
+        ("in the style of C++.", "C++", True),
+        ("", "TOK", False),
+    ],
+)
+def test_a_trigger_word_is_a_whole_word(text: str, word: str, *, holds: bool) -> None:
+    """Part of another word is another token to the model."""
+    assert has_word(text, word) is holds
+
+
+def test_a_picture_is_judged_alike_at_any_size_and_coding(tmp_path: Path) -> None:
+    """Thresholds would mean nothing if twelve megapixels scored otherwise than one."""
+    large = photo(3, 4000, 3000)
+    (tmp_path / "p").mkdir()
+    large.save(tmp_path / "p" / "large.jpg", quality=95)
+    large.resize((1000, 750), Image.Resampling.LANCZOS).save(tmp_path / "p" / "one.png")
+    buffer = io.BytesIO()
+    large.resize((1150, 862), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=95)
+    (tmp_path / "p" / "kept.jpg").write_bytes(buffer.getvalue())
+    with read_dataset(tmp_path / "p") as dataset:
+        examined = examine_dataset(dataset, max_images=20, max_megapixels=1.0)
+    assert examined.archive is not None
+    examined.archive.close()
+    looks = [seen.look for seen in examined.seen.values()]
+
+    assert max(look.sharpness for look in looks) < 1.6 * min(look.sharpness for look in looks)
+    assert max(look.brightness for look in looks) - min(look.brightness for look in looks) < 3
+    assert all((looks[0].dhash ^ look.dhash).bit_count() <= 8 for look in looks)

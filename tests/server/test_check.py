@@ -1,0 +1,154 @@
+"""check_dataset as an agent uses it: the verdict, its words, and one examination for checking and starting."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client
+from PIL import Image
+
+from bfl_mcp.config import Settings
+from bfl_mcp.server import build_server
+from tests.dataset.test_judge import fill, photo
+from tests.fakes.bfl import KEY, FakeBFL
+from tests.server.conftest import Connect
+from tests.server.test_tools import facts_of, refused, text_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill(tmp_path / "pictures")
+
+
+async def test_a_good_folder_is_ready(connect: Connect, folder: Path) -> None:
+    """With what will be sent and what comes next."""
+    async with connect() as client:
+        facts = facts_of(await client.call_tool("check_dataset", {"folder": str(folder), "trigger_word": "TOKBOT"}))
+        rehearsed = facts_of(
+            await client.call_tool(
+                "create_finetune", {"folder": str(folder), "finetune_comment": "x", "mode": "style", "dry_run": True}
+            )
+        )
+
+    assert (facts["verdict"], facts["faults"], facts["warnings"], facts["findings"]) == ("ready", 0, 0, [])
+    assert (facts["images"], facts["captions"], facts["with_trigger_word"]) == (6, 6, 6)
+    assert facts["not_checked"] == []
+    assert "Nothing was sent" in facts["summary"]
+    assert "create_finetune" in facts["next_step"]
+    assert facts["archive_sha256"] == rehearsed["archive_sha256"]
+
+
+async def test_warnings_and_faults_change_the_verdict(connect: Connect, folder: Path) -> None:
+    """A warning leaves the decision to the person, a fault does not."""
+    photo(9, 500, 400).save(folder / "small.jpg")
+    (folder / "small.txt").write_text("a TOKBOT")
+    async with connect() as client:
+        warned = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+        (folder / "p1.jpg").write_bytes(b"\xff\xd8\xff nothing")
+        faulty = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+
+    assert warned["verdict"] == "ready with warnings"
+    assert [(finding["code"], finding["files"]) for finding in warned["findings"]] == [("small", ["small.jpg"])]
+    assert "they decide" in warned["next_step"]
+    assert faulty["verdict"] == "not ready"
+    assert faulty["findings"][0]["files"] == ["p1.jpg"]
+    assert "archive_bytes" not in faulty
+
+
+async def test_what_is_not_asked_for_is_said_to_be_left_out(home: Path, folder: Path) -> None:
+    """The price needs the iterations, the check of the captions the trigger word."""
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_MCP_HOME": home})
+    async with Client(build_server(settings, FakeBFL().transport())) as client:
+        bare = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+        priced = facts_of(
+            await client.call_tool(
+                "check_dataset", {"folder": str(folder), "iterations": 100, "trigger_word": "TOKBOT"}
+            )
+        )
+
+    assert len(bare["not_checked"]) == 2
+    assert "cost_usd" not in bare
+    assert "with_trigger_word" not in bare
+    assert priced["not_checked"] == []
+    assert priced["cost_usd"] == 2
+
+
+async def test_the_provider_s_limit_counts(home: Path, tmp_path: Path) -> None:
+    """21 images are too many for BFL, and none too many for a trainer of one's own."""
+    folder = fill(tmp_path / "many", count=21)
+    settings: dict[str, Any] = {"BFL_MCP_HOME": home}
+    async with Client(build_server(Settings.model_validate(settings))) as client:
+        here = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+    at_bfl = Settings.model_validate({**settings, "BFL_API_KEY": KEY})
+    async with Client(build_server(at_bfl, FakeBFL().transport())) as client:
+        there = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+
+    assert here["faults"] == 0
+    assert "too-many-images" in [finding["code"] for finding in there["findings"]]
+
+
+async def test_checking_and_starting_decode_each_image_once(
+    connect: Connect, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent checks, then starts: the second must not cost the first again."""
+    opened = []
+    original = Image.open
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", count)
+    async with connect() as client:
+        await client.call_tool("check_dataset", {"folder": str(folder)})
+        await client.call_tool("check_dataset", {"folder": str(folder), "detail": "full"})
+        await client.call_tool(
+            "create_finetune", {"folder": str(folder), "finetune_comment": "x", "mode": "style", "dry_run": True}
+        )
+
+    assert len(opened) == 6
+
+
+async def test_a_concise_answer_stays_short_and_a_full_one_names_every_file(connect: Connect, tmp_path: Path) -> None:
+    """Twenty images with many faults must not flood the conversation."""
+    folder = fill(tmp_path / "pictures", count=20)
+    for number in range(0, 20, 2):
+        photo(number, 400, 300).save(folder / f"p{number}.jpg")
+        (folder / f"p{number}.txt").unlink()
+    for number in range(12):
+        (folder / f"orphan {number}.txt").write_text("a TOKBOT")
+    async with connect() as client:
+        concise = await client.call_tool("check_dataset", {"folder": str(folder), "trigger_word": "TOKBOT"})
+        full = await client.call_tool("check_dataset", {"folder": str(folder), "detail": "full"})
+
+    assert len(text_of(concise).encode()) < 1500
+    assert "… and 7 more" in text_of(concise)
+    assert "detail=full" in facts_of(concise)["next_step"]
+    told = facts_of(full)["findings"]
+    small = next(finding for finding in told if finding["code"] == "small")
+    assert len(small["files"]) == 10
+    assert sum(len(finding["files"]) for finding in told if finding["code"] == "orphan-caption") == 12
+
+
+async def test_a_folder_that_may_not_be_read_is_refused(connect: Connect) -> None:
+    """The same gate as for a start."""
+    async with connect() as client:
+        words = await refused(client, "check_dataset", {"folder": "/etc"})
+
+    assert "not in a folder that this server may read" in words
+
+
+async def test_what_takes_long_goes_on(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same call again finds what the first began."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        photo(number, 3000, 2000).save(folder / f"p{number}.png", compress_level=1)
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.05)
+    async with connect() as client:
+        words = await refused(client, "check_dataset", {"folder": str(folder)})
+        monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 45)
+        facts = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+
+    assert "call check_dataset again" in words
+    assert facts["images"] == 8
