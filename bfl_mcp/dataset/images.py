@@ -146,6 +146,28 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
         raise DatasetError(_damage(form, error)) from None
 
 
+def open_upright(file: BinaryIO, longer_side: int) -> "Image.Image":
+    """Decode one picture to look at: upright, sRGB, no side longer than `longer_side` px, never enlarged.
+
+    Raises:
+        DatasetError: It does not decode.
+    """
+    from PIL import Image
+
+    form = _rewind_and_identify(file)
+    try:
+        with Image.open(file, formats=(form,)) as image:
+            _check_pixels(image.size)
+            scale = min(longer_side / max(image.size), 1.0)
+            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            with _budget.hold(_pixels_to_decode(image, form, size)):
+                return _prepare_picture(image, size)
+    except DatasetError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        raise DatasetError(_damage(form, error)) from None
+
+
 def check_image(file: BinaryIO) -> str:
     """Decode one picture of a finished dataset and return its suffix.
 
@@ -254,6 +276,13 @@ def _facts(image: "Image.Image") -> dict[str, Any]:
 
 
 def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[str, Any]) -> PreparedImage:
+    picture = _prepare_picture(image, size)
+    suffix, data = _smallest(picture, form)
+    return PreparedImage(suffix, Look(**facts, **measure(picture)), encoded=data)
+
+
+def _prepare_picture(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
+    """The picture at a size (before it is turned), upright, in sRGB, without anything beside its pixels."""
     from PIL import Image
 
     profile = image.info.get("icc_profile")
@@ -273,8 +302,7 @@ def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[
         picture = picture.transpose(turn)
     # Pillow's encoders pick comments, profiles and transparency up from here.
     picture.info = {}
-    suffix, data = _smallest(picture, form)
-    return PreparedImage(suffix, Look(**facts, **measure(picture)), encoded=data)
+    return picture
 
 
 def _smallest(picture: "Image.Image", source_form: str) -> tuple[str, bytes]:

@@ -145,7 +145,7 @@ class Packing:
                 anyio.from_thread.check_cancelled()
                 work.report(f"{done} of {total} images packed")
 
-            with read_dataset(folder, self._access()) as dataset:
+            with read_dataset(folder, self.access()) as dataset:
                 total = len(dataset.images)
                 examined = examine_dataset(
                     dataset,
@@ -157,7 +157,7 @@ class Packing:
 
         return await anyio.to_thread.run_sync(pack)
 
-    def _access(self) -> "Access":
+    def access(self) -> "Access":
         """What may be read, because it is an agent that names the folders."""
         from bfl_mcp.dataset import Access
 
@@ -166,7 +166,7 @@ class Packing:
     def _stamp(self, folder: str) -> str:
         """What a folder looks like from outside: names, sizes and times."""
         try:
-            with self._access().open(folder) as source:
+            with self.access().open(folder) as source:
                 seen = sorted(
                     (entry.name, status.st_size, status.st_mtime_ns)
                     for entry in source.entries()

@@ -34,6 +34,7 @@ from bfl_mcp.finetunes.spend import (
 from bfl_mcp.finetunes.started import FinetuneStarted, Report, ago
 from bfl_mcp.finetunes.status import read_status
 from bfl_mcp.finetunes.turns import Turns
+from bfl_mcp.finetunes.viewed import Picture, view_image, view_page
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
@@ -197,6 +198,20 @@ class Starts:
             quote = quote_training(self._provider, iterations, is_our_trainer=self._is_our_trainer)
         tell = partial(tell_checked, max_megapixels=self._settings.max_megapixels, detail=detail)
         return await anyio.to_thread.run_sync(tell, packed, self._provider, quote, trigger_word)
+
+    async def view(self, folder: str, page: int, image: str | None, call: Call) -> Picture | None:
+        """A page of the folder's contact sheet, or one image large; None where that takes longer than the call lasts.
+
+        Raises:
+            DatasetError: The folder may or can not be read, or has no such page or image.
+        """
+        packed = await self._packing.examine(folder, call)
+        if packed is None:
+            return None
+        access = self._packing.access()
+        if image is not None:
+            return await anyio.to_thread.run_sync(view_image, packed, access, image)
+        return await anyio.to_thread.run_sync(view_page, packed, access, page)
 
     def how_far(self, folder: str) -> str:
         """How far the examination of a folder is, in words."""

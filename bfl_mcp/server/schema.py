@@ -3,6 +3,7 @@
 Hosts differ in what JSON Schema they take, so the schemas are flat and use only keywords that every host knows.
 """
 
+import base64
 import functools
 import json
 import logging
@@ -12,10 +13,11 @@ from typing import Any, Final, get_type_hints
 
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict
 
 from bfl_mcp.errors import BFLError, quote_foreign
+from bfl_mcp.finetunes.viewed import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def make_tool(function: Callable[..., Awaitable[BaseModel]], *, title: str, anno
     tool.fn = _answering(function)
     tool.fn_metadata.arg_model = request
     tool.parameters = flat_schema(request)
-    tool.fn_metadata.output_schema = flat_schema(result)
+    tool.fn_metadata.output_schema = flat_schema(result) if result is not Picture else None
     return tool
 
 
@@ -83,6 +85,10 @@ def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., A
             result = await function(**arguments)
         except Exception as error:  # noqa: BLE001 - told in words, and logged if it is none of ours
             return failure_result(error, function.__name__)
+        if isinstance(result, Picture):
+            # Hosts lose or move images that have structured content beside them.
+            image = ImageContent(type="image", data=base64.b64encode(result.jpeg).decode(), mime_type="image/jpeg")
+            return CallToolResult(content=[TextContent(type="text", text=result.text), image])
         facts = result.model_dump(mode="json", exclude_none=True)
         return CallToolResult(content=[TextContent(type="text", text=_as_text(facts))], structured_content=facts)
 

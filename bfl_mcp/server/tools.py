@@ -12,7 +12,7 @@ from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
-from bfl_mcp.contract import MAX_ITERATIONS, MIN_ITERATIONS, TrainingParameters
+from bfl_mcp.contract import MAX_IMAGES, MAX_ITERATIONS, MIN_ITERATIONS, TrainingParameters
 from bfl_mcp.errors import DatasetError
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
@@ -21,6 +21,7 @@ from bfl_mcp.finetunes.lookup import find_status
 from bfl_mcp.finetunes.start import StartRequest, Starts
 from bfl_mcp.finetunes.started import FinetuneStarted
 from bfl_mcp.finetunes.status import FinetuneStatus
+from bfl_mcp.finetunes.viewed import Picture
 from bfl_mcp.server.schema import ToolInput, make_tool
 
 if TYPE_CHECKING:
@@ -137,11 +138,37 @@ async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChec
         request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
     )
     if checked is None:
-        raise DatasetError(
-            f"Still looking at the folder: {starts.how_far(request.folder)}. The work goes on: call check_dataset "
-            "again with the same arguments. Nothing was sent or charged."
-        )
+        raise _still_looking(starts, request.folder, "check_dataset")
     return checked
+
+
+class ViewDataset(FolderInput):
+    """Arguments of view_dataset."""
+
+    page: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Page of the contact sheet, 12 images each.")
+    image: str | None = Field(
+        default=None, min_length=1, description="Name of one image of the folder, to see it large; no path."
+    )
+
+
+async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
+    """Show the images of a local folder: a contact sheet of numbered, named tiles, or one image large. Free.
+
+    Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
+    faults. Sends nothing and changes nothing.
+    """
+    starts = _app(ctx).starts
+    picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
+    if picture is None:
+        raise _still_looking(starts, request.folder, "view_dataset")
+    return picture
+
+
+def _still_looking(starts: Starts, folder: str, tool: str) -> DatasetError:
+    return DatasetError(
+        f"Still looking at the folder: {starts.how_far(folder)}. The work goes on: call {tool} again with the same "
+        "arguments. Nothing was sent or charged."
+    )
 
 
 async def ask_consent(request: CreateFinetune, ctx: Context[App]) -> Consent | Elicit[Consent]:
@@ -205,6 +232,17 @@ TOOLS = [
         title="Check a folder of images",
         annotations=ToolAnnotations(
             title="Check a folder of images",
+            read_only_hint=True,
+            destructive_hint=False,
+            idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
+    make_tool(
+        view_dataset,
+        title="Look at the images of a folder",
+        annotations=ToolAnnotations(
+            title="Look at the images of a folder",
             read_only_hint=True,
             destructive_hint=False,
             idempotent_hint=True,
