@@ -62,6 +62,11 @@ class Dataset:
         """
         return self._source.open(image.path.name)
 
+    @property
+    def source(self) -> OpenFolder:
+        """The folder itself, for whoever writes captions beside the images."""
+        return self._source
+
     def close(self) -> None:
         """Let go of the folder. What was found in it stays."""
         self._source.close()

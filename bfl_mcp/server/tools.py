@@ -12,6 +12,7 @@ from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
+from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
@@ -59,6 +60,7 @@ class App:
 
     connection: "Connection"
     starts: Starts
+    settings: Settings
 
 
 class FolderInput(ToolInput):

@@ -51,7 +51,7 @@ def test_the_inspector_lists_the_tools_and_finds_their_schemas_portable(home: Pa
     status, result = inspect(home, era, "--method", "tools/list", "--strict")
 
     assert status == 0
-    assert [tool["name"] for tool in result["tools"]] == ["create_finetune", "get_finetune_details"]
+    assert [tool["name"] for tool in result["tools"]] == ["create_finetune", "get_finetune_details", "write_captions"]
 
 
 def test_the_inspector_makes_a_dry_run_with_the_example_pictures(home: Path, era: str) -> None:
