@@ -43,6 +43,12 @@ MAX_IMAGES: Final = 1000
 MAX_CAPTION_BYTES: Final = 64_000
 """Long captions have some thousand characters; text encoders read some hundred. Not BFL's."""
 
+MAX_REPLACED_CAPTION_BYTES: Final = 4 * MAX_CAPTION_BYTES
+"""A caption file above it is not written over: it could not be kept to be brought back. Not BFL's."""
+
+MAX_TRIGGER_WORD_CHARACTERS: Final = 100
+"""It is a word. Not BFL's."""
+
 # --- prices -----------------------------------------------------------------------------------------------------------
 
 BFL_TRAINING_PRICES_USD: Final = ((149, 2.0), (500, 4.0), (1000, 6.0))

@@ -3,7 +3,7 @@
 BFLError
 ├── ConfigError                  the configuration cannot be used; nothing was started
 │   └── JournalError             the journal cannot be read or written (finetunes.journal)
-├── DatasetError                 the image folder cannot be trained on; carries every fault found
+├── DatasetError                 the image folder cannot be trained on, or captioned; carries every fault found
 ├── SpendRefusedError            money would be spent that nobody agreed to (finetunes.spend)
 └── APIError                     the API refused, or could not be reached; nothing was started
     ├── TrainingClosedError      BFL's hosts no longer train; nothing was uploaded
@@ -33,7 +33,7 @@ class ConfigError(BFLError):
 
 
 class DatasetError(BFLError):
-    """The image folder cannot be trained on.
+    """The image folder cannot be trained on, or its captions not be written.
 
     `faults` holds one sentence for each fault, all of them at once, so that nobody fixes one to meet the next.
     """

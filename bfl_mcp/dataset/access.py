@@ -3,18 +3,22 @@
 An agent names the folder, so the name is checked like an attacker's: after all links are resolved it must lie in a
 folder that the person allowed, outside hidden folders and the server's own data. Where the system has `openat`, the
 folder is then opened step by step without following a link, and its files are opened through it: what was checked is
-what is read, whatever happens to the path meanwhile.
+what is read, whatever happens to the path meanwhile. The one kind of file that is ever written there is a caption, a
+regular `.txt`, replaced as a whole.
 """
 
 import errno
 import os
+import secrets
 import stat
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
+from bfl_mcp.config import Settings
 from bfl_mcp.errors import DatasetError, quoted
 
 NOTHING: Final = "Nothing was sent or charged."
@@ -31,6 +35,11 @@ _FILE_FLAGS: Final = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_NOCTTY", 0)
 )
+# Nothing is there yet, or somebody else put it there.
+_NEW_FILE_FLAGS: Final = (
+    os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+)
+_CAPTION_SUFFIX: Final = ".txt"
 
 
 class OpenFolder:
@@ -74,6 +83,98 @@ class OpenFolder:
             raise OSError(f"{name} is not a regular file")
         return os.fdopen(descriptor, "rb")
 
+    def status(self, name: str) -> os.stat_result | None:
+        """What lies in it under a name, a link as such; None where nothing does.
+
+        Raises:
+            OSError: The system does not tell.
+        """
+        path, folder = self._at(name)
+        try:
+            return os.stat(path, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def stage(self, name: str, content: bytes) -> str:
+        """Write what a caption shall hold beside it, on disk for good; gives the hidden name it has until `replace`.
+
+        A crash leaves that hidden file, which nothing reads, and the old caption.
+
+        Raises:
+            OSError: There is no room, this user may not, or what has that name is no regular file.
+            ValueError: It is not the name of a caption.
+        """
+        old = self._check_caption(name)
+        staged = f".bfl-mcp-{secrets.token_hex(8)}.tmp"
+        path, folder = self._at(staged)
+        descriptor = os.open(path, _NEW_FILE_FLAGS, 0o666, dir_fd=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                if old is not None and hasattr(os, "fchmod"):
+                    # Who could read the old one can read the new one, and nobody else.
+                    os.fchmod(descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+                os.fsync(descriptor)
+        except BaseException:
+            self.discard(staged)
+            raise
+        return staged
+
+    def replace(self, name: str, staged: str) -> None:
+        """Put what was staged in place of a caption, at once.
+
+        Raises:
+            OSError: It cannot be put there, or what has that name is no regular file.
+            ValueError: It is not the name of a caption.
+        """
+        self._check_caption(name)
+        source, folder = self._at(staged)
+        os.replace(source, self._at(name)[0], src_dir_fd=folder, dst_dir_fd=folder)
+
+    def remove(self, name: str) -> None:
+        """Remove a caption.
+
+        Raises:
+            OSError: It cannot be removed, or is no regular file.
+            ValueError: It is not the name of a caption.
+        """
+        self._check_caption(name)
+        path, folder = self._at(name)
+        os.unlink(path, dir_fd=folder)
+
+    def discard(self, staged: str) -> None:
+        """Remove what was staged and is not wanted any more."""
+        path, folder = self._at(staged)
+        with suppress(OSError):
+            os.unlink(path, dir_fd=folder)
+
+    def sync(self) -> None:
+        """Let the names of the files reach the disk, where the system can be asked for it."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.fsync(self._descriptor)
+
+    def _check_caption(self, name: str) -> os.stat_result | None:
+        """What lies where a caption is to be written or removed.
+
+        Raises:
+            OSError: It is no regular file, or the path leads to another folder by now.
+            ValueError: It is not the name of a caption, whoever chose it.
+        """
+        if os.path.basename(name) != name or Path(name).suffix.lower() != _CAPTION_SUFFIX or "\0" in name:  # noqa: PTH119
+            raise ValueError(f"{name!r} is not the name of a caption")
+        if self._descriptor is None and os.path.realpath(self.path) != str(self.path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        status = self.status(name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{name} is not a regular file")
+        return status
+
+    def _at(self, name: str) -> tuple[str, int | None]:
+        """How the system is told of a file in it: a path, and the folder to take it from."""
+        return (os.fspath(self.path / name), None) if self._descriptor is None else (name, self._descriptor)
+
     def _is_still_here(self, name: str, descriptor: int) -> bool:
         """Whether what was opened is what lies in the folder. Only asked where a path had to be opened again."""
         if self._descriptor is not None:
@@ -88,6 +189,11 @@ class Access:
 
     allowed: tuple[Path, ...] | None = None
     private: tuple[Path, ...] = ()
+
+    @classmethod
+    def of_agents(cls, settings: Settings) -> Self:
+        """What may be read where it is an agent that names the folder."""
+        return cls(settings.allowed_dirs, private=(settings.home,))
 
     def open(self, named: str | Path) -> OpenFolder:
         """Check and open a folder.

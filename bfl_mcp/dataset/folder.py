@@ -13,10 +13,10 @@ from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
+from bfl_mcp.dataset.wording import decode_caption
 from bfl_mcp.errors import DatasetError, quote_name
 
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
-_TOO_LONG: Final = f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it"
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -68,6 +68,11 @@ class Dataset:
             OSError: It is gone, or no longer a regular file.
         """
         return self._source.open(image.path.name)
+
+    @property
+    def source(self) -> OpenFolder:
+        """The folder itself, for whoever writes captions beside the images."""
+        return self._source
 
     def close(self) -> None:
         """Let go of the folder. What was found in it stays."""
@@ -175,26 +180,11 @@ class _Findings:
         except OSError as error:
             self.fault("unreadable-caption", path.name, f"the caption cannot be read: {why(error)}")
             return None
-        if len(data) > MAX_CAPTION_BYTES:
-            self.fault("unreadable-caption", path.name, _TOO_LONG)
-            return None
-        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            self.fault("unreadable-caption", path.name, "the caption is not UTF-8 text; save it as UTF-8")
+            return decode_caption(data)
+        except DatasetError as error:
+            self.fault("unreadable-caption", path.name, str(error))
             return None
-        if "\x00" in text:
-            what = "the caption holds NUL characters; save it as plain UTF-8 text"
-            self.fault("unreadable-caption", path.name, what)
-            return None
-        # Joined files hold several byte order marks, of which a reader of the archive would drop the first.
-        text = text.replace("\r\n", "\n").replace("\ufeff", "").strip()
-        # What has two bytes in UTF-16 has up to three in the archive.
-        if len(text.encode()) > MAX_CAPTION_BYTES:
-            self.fault("unreadable-caption", path.name, _TOO_LONG)
-            return None
-        return text
 
 
 def _reason_to_skip(entry: os.DirEntry[str]) -> tuple[str, str] | None:

@@ -1,6 +1,5 @@
 """Judges a dataset as an expert at this desk would: what stands in the way, what may cost quality, what is changed."""
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from bfl_mcp.dataset.findings import (
 )
 from bfl_mcp.dataset.folder import Dataset, ImageFile
 from bfl_mcp.dataset.looks import Look
+from bfl_mcp.dataset.wording import has_word
 from bfl_mcp.errors import quote_name, quoted
 
 _SEVERITIES: Final = ("fault", "warning", "info")
@@ -46,11 +46,6 @@ def judge(dataset: Dataset, examined: Examined, trigger_word: str | None, *, cap
         if (seen := examined.seen.get(image.path.name)) is not None:
             found += _judge_image(quote_name(image.path.name), seen.look)
     return sorted(found, key=lambda finding: (_SEVERITIES.index(finding.severity), _ORDER[finding.code], finding.files))
-
-
-def has_word(text: str, word: str) -> bool:
-    """Whether a caption holds a trigger word as a whole word, in any case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _judge_whole(dataset: Dataset) -> Iterator[Finding]:

@@ -62,7 +62,8 @@ def tell_checked(
     detail: Detail,
 ) -> DatasetChecked:
     """Put an examination into the words of the tool. `quote` is None where the iterations are not known."""
-    from bfl_mcp.dataset.judge import has_word, judge
+    from bfl_mcp.dataset.judge import judge
+    from bfl_mcp.dataset.wording import has_word
 
     dataset, archive = packed.dataset, packed.examined.archive
     findings = judge(dataset, packed.examined, trigger_word)

@@ -161,7 +161,7 @@ class Packing:
         """What may be read, because it is an agent that names the folders."""
         from bfl_mcp.dataset import Access
 
-        return Access(self._settings.allowed_dirs, private=(self._settings.home,))
+        return Access.of_agents(self._settings)
 
     def _stamp(self, folder: str) -> str:
         """What a folder looks like from outside: names, sizes and times."""

@@ -22,6 +22,7 @@ from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.provider import choose_provider
 from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.server import tools as our
+from bfl_mcp.server.desk import DESK_TOOLS
 from bfl_mcp.server.schema import error_result, failure_result
 from bfl_mcp.server.tools import IN_HAND, TOOLS, App, InHand
 
@@ -166,7 +167,7 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
             starts = Starts(settings, choose_provider(settings), connection.client, tasks)
             server.starts = starts
             try:
-                yield App(connection, starts)
+                yield App(connection, starts, settings)
             finally:
                 await starts.close()
                 tasks.cancel_scope.cancel()
@@ -177,7 +178,7 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
         title="FLUX finetuning",
         version=__version__,
         instructions=_INSTRUCTIONS,
-        tools=TOOLS,
+        tools=[*DESK_TOOLS, *TOOLS],
         lifespan=lifespan,
         log_level="WARNING",
         subscriptions=False,
@@ -198,6 +199,10 @@ _FAULTS: Final = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
+    "list_type": "must be a list",
+    "too_long": "must have at most {max_length} entries",
+    "model_type": "must be an object with its own fields",
+    "model_attributes_type": "must be an object with its own fields",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "greater_than_equal": "must be at least {ge}",

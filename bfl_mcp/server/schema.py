@@ -16,7 +16,7 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from mcp_types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict
 
-from bfl_mcp.errors import BFLError, quote_foreign
+from bfl_mcp.errors import BFLError, quote_foreign, quoted
 from bfl_mcp.finetunes.viewed import Picture
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
     label = quote_foreign(name, 60)
     if value in ([], {}):
         return [f"{label}: none"]
+    if isinstance(value, list) and all(isinstance(item, dict) and {"file", "state"} <= set(item) for item in value):
+        return [f"{label}:", *(f"  {_change_line(item)}" for item in value)]
     if isinstance(value, dict) and depth < _DEPTH_SHOWN:
         lines = [f"  {line}" for key, item in value.items() for line in _fact_lines(key, item, depth + 1)]
         return [f"{label}:", *lines]
@@ -126,6 +128,13 @@ def _finding_line(item: dict[str, Any]) -> str:
     files = ", ".join(quote_foreign(name, 100) for name in item["files"])
     what = quote_foreign(item["what"], _TEXT_VALUE_LIMIT)
     return f"{item['severity']} {item['code']}: {files + ': ' if files else ''}{what}. {item['remedy']}"
+
+
+def _change_line(item: dict[str, Any]) -> str:
+    """What happened to a file, and on a rehearsal its old text and its new one."""
+    texts = [quoted(item[name]) if name in item else "nothing" for name in ("before", "after")]
+    change = f": {texts[0]} → {texts[1]}" if {"before", "after"} & set(item) else ""
+    return f"{quote_foreign(item['file'])}: {item['state']}{change}"
 
 
 def _flatten(node: Any, definitions: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The tools: check_dataset, create_finetune and get_finetune_details."""
+"""The tools that start and follow: create_finetune and get_finetune_details."""
 
 import math
 from contextvars import ContextVar
@@ -12,16 +12,14 @@ from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, field_validator
 
-from bfl_mcp.contract import MAX_IMAGES, MAX_ITERATIONS, MIN_ITERATIONS, TrainingParameters
-from bfl_mcp.errors import DatasetError
+from bfl_mcp.config import Settings
+from bfl_mcp.contract import TrainingParameters
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
-from bfl_mcp.finetunes.checked import DatasetChecked, Detail
 from bfl_mcp.finetunes.lookup import find_status
 from bfl_mcp.finetunes.start import StartRequest, Starts
 from bfl_mcp.finetunes.started import FinetuneStarted
 from bfl_mcp.finetunes.status import FinetuneStatus
-from bfl_mcp.finetunes.viewed import Picture
 from bfl_mcp.server.schema import ToolInput, make_tool
 
 if TYPE_CHECKING:
@@ -62,6 +60,7 @@ class App:
 
     connection: "Connection"
     starts: Starts
+    settings: Settings
 
 
 class FolderInput(ToolInput):
@@ -112,62 +111,6 @@ class GetFinetuneDetails(ToolInput):
     )
     wait_seconds: int = Field(
         default=0, ge=0, le=45, description="Wait up to this many seconds for the state to change. 0 answers at once."
-    )
-
-
-class CheckDataset(FolderInput):
-    """Arguments of check_dataset."""
-
-    trigger_word: str | None = Field(
-        default=None, min_length=1, description="Trigger word, to check that the captions hold it."
-    )
-    iterations: int | None = Field(
-        default=None, ge=MIN_ITERATIONS, le=MAX_ITERATIONS, description="Training steps, to tell the price."
-    )
-    detail: Detail = Field(default="concise", description="full names every file of every finding.")
-
-
-async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChecked:
-    """Judge a local folder of images before training: faults, warnings, what will be changed, and its verdict. Free.
-
-    Looks at every image and caption: damage, size, blur, duplicates, captions, trigger word. Sends nothing and changes
-    nothing. Only folder is required; checks that need another argument are left out and named.
-    """
-    starts = _app(ctx).starts
-    checked = await starts.check(
-        request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
-    )
-    if checked is None:
-        raise _still_looking(starts, request.folder, "check_dataset")
-    return checked
-
-
-class ViewDataset(FolderInput):
-    """Arguments of view_dataset."""
-
-    page: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Page of the contact sheet, 12 images each.")
-    image: str | None = Field(
-        default=None, min_length=1, description="Name of one image of the folder, to see it large; no path."
-    )
-
-
-async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
-    """Show the images of a local folder: a contact sheet of numbered, named tiles, or one image large. Free.
-
-    Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
-    faults. Sends nothing and changes nothing.
-    """
-    starts = _app(ctx).starts
-    picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
-    if picture is None:
-        raise _still_looking(starts, request.folder, "view_dataset")
-    return picture
-
-
-def _still_looking(starts: Starts, folder: str, tool: str) -> DatasetError:
-    return DatasetError(
-        f"Still looking at the folder: {starts.how_far(folder)}. The work goes on: call {tool} again with the same "
-        "arguments. Nothing was sent or charged."
     )
 
 
@@ -227,28 +170,6 @@ def _can_ask(ctx: Context[App]) -> bool:
 
 
 TOOLS = [
-    make_tool(
-        check_dataset,
-        title="Check a folder of images",
-        annotations=ToolAnnotations(
-            title="Check a folder of images",
-            read_only_hint=True,
-            destructive_hint=False,
-            idempotent_hint=True,
-            open_world_hint=False,
-        ),
-    ),
-    make_tool(
-        view_dataset,
-        title="Look at the images of a folder",
-        annotations=ToolAnnotations(
-            title="Look at the images of a folder",
-            read_only_hint=True,
-            destructive_hint=False,
-            idempotent_hint=True,
-            open_world_hint=False,
-        ),
-    ),
     make_tool(
         create_finetune,
         title="Start a finetune from a folder",

@@ -54,6 +54,7 @@ def test_the_inspector_lists_the_tools_and_finds_their_schemas_portable(home: Pa
     assert [tool["name"] for tool in result["tools"]] == [
         "check_dataset",
         "view_dataset",
+        "write_captions",
         "create_finetune",
         "get_finetune_details",
     ]

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from bfl_mcp.dataset import examine_dataset, read_dataset
 from bfl_mcp.dataset.findings import CHECKS, Finding
-from bfl_mcp.dataset.judge import has_word, judge
+from bfl_mcp.dataset.judge import judge
+from bfl_mcp.dataset.wording import has_word
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -245,7 +245,7 @@ async def test_both_eras_work_over_stdio(home: Path, mode: str) -> None:
     async with Client(server, mode=mode) as client:
         names = [tool.name for tool in (await client.list_tools()).tools]
 
-    assert names == ["check_dataset", "view_dataset", "create_finetune", "get_finetune_details"]
+    assert names == ["check_dataset", "view_dataset", "write_captions", "create_finetune", "get_finetune_details"]
 
 
 async def test_the_example_configuration_starts_the_server(home: Path, tmp_path: Path) -> None:
@@ -260,4 +260,4 @@ async def test_the_example_configuration_starts_the_server(home: Path, tmp_path:
     assert entry["env"].get("BFL_API_KEY", "") == ""
     server = StdioServerParameters(**{**entry, "env": {**entry["env"], "BFL_MCP_HOME": str(home)}})
     async with Client(server) as client:
-        assert len((await client.list_tools()).tools) == 4
+        assert len((await client.list_tools()).tools) == 5

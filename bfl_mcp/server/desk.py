@@ -1,0 +1,151 @@
+"""The tools of the dataset desk: check_dataset, view_dataset and write_captions."""
+
+import anyio.to_thread
+from mcp.server.mcpserver import Context
+from mcp_types import ToolAnnotations
+from pydantic import BaseModel, ConfigDict, Field
+
+from bfl_mcp.contract import MAX_IMAGES, MAX_ITERATIONS, MIN_ITERATIONS
+from bfl_mcp.dataset.captioned import CaptionsWritten, Mode
+from bfl_mcp.errors import DatasetError
+from bfl_mcp.finetunes.checked import DatasetChecked, Detail
+from bfl_mcp.finetunes.start import Starts
+from bfl_mcp.finetunes.viewed import Picture
+from bfl_mcp.server.schema import make_tool
+from bfl_mcp.server.tools import IN_HAND, App, FolderInput
+
+
+class CheckDataset(FolderInput):
+    """Arguments of check_dataset."""
+
+    trigger_word: str | None = Field(
+        default=None, min_length=1, description="Trigger word, to check that the captions hold it."
+    )
+    iterations: int | None = Field(
+        default=None, ge=MIN_ITERATIONS, le=MAX_ITERATIONS, description="Training steps, to tell the price."
+    )
+    detail: Detail = Field(default="concise", description="full names every file of every finding.")
+
+
+async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChecked:
+    """Judge a local folder of images before training: faults, warnings, what will be changed, and its verdict. Free.
+
+    Looks at every image and caption: damage, size, blur, duplicates, captions, trigger word. Sends nothing and changes
+    nothing. Only folder is required; checks that need another argument are left out and named.
+    """
+    starts = ctx.request_context.lifespan_context.starts
+    checked = await starts.check(
+        request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
+    )
+    if checked is None:
+        raise _still_looking(starts, request.folder, "check_dataset")
+    return checked
+
+
+class ViewDataset(FolderInput):
+    """Arguments of view_dataset."""
+
+    page: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Page of the contact sheet, 12 images each.")
+    image: str | None = Field(
+        default=None, min_length=1, description="Name of one image of the folder, to see it large; no path."
+    )
+
+
+async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
+    """Show the images of a local folder: a contact sheet of numbered, named tiles, or one image large. Free.
+
+    Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
+    faults. Sends nothing and changes nothing.
+    """
+    starts = ctx.request_context.lifespan_context.starts
+    picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
+    if picture is None:
+        raise _still_looking(starts, request.folder, "view_dataset")
+    return picture
+
+
+def _still_looking(starts: Starts, folder: str, tool: str) -> DatasetError:
+    return DatasetError(
+        f"Still looking at the folder: {starts.how_far(folder)}. The work goes on: call {tool} again with the same "
+        "arguments. Nothing was sent or charged."
+    )
+
+
+class Caption(BaseModel):
+    """An image and what it shall say."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    file: str = Field(min_length=1, description="Name of an image in the folder, without a path, e.g. robot-01.jpg.")
+    text: str | None = Field(
+        default=None, description="The caption: what varies in this image, with the trigger word. Only in mode set."
+    )
+
+
+class WriteCaptions(FolderInput):
+    """Arguments of write_captions."""
+
+    captions: list[Caption] = Field(
+        default=[], max_length=MAX_IMAGES, description="Images, and their texts in mode set. Empty: see mode."
+    )
+    mode: Mode = Field(
+        default="set",
+        description="set writes the texts. prepend_trigger puts trigger_word before captions that lack it, of all "
+        "images if captions is empty. undo takes the last call back or, for files named in captions, all calls.",
+    )
+    trigger_word: str | None = Field(default=None, description="Needed by prepend_trigger; set tells who lacks it.")
+    dry_run: bool = Field(default=False, description="True: show old and new texts, write nothing.")
+
+
+async def write_captions(request: WriteCaptions, ctx: Context[App]) -> CaptionsWritten:
+    """Write captions beside the images of a local folder, as .txt files of the same name. Free; sends nothing.
+
+    Never touches an image. Writes all captions of a call or none; old texts are kept, and mode undo brings them back.
+    Use dry_run=true first to show the person what would change.
+    """
+    from bfl_mcp.dataset import Access
+    from bfl_mcp.dataset.captions import CaptionsAsked
+    from bfl_mcp.dataset.captions import write_captions as write
+
+    settings = ctx.request_context.lifespan_context.settings
+    pairs = tuple((caption.file, caption.text) for caption in request.captions)
+    asked = CaptionsAsked(request.folder, pairs, request.mode, request.trigger_word, request.dry_run)
+    return await anyio.to_thread.run_sync(write, asked, Access.of_agents(settings), settings.home)
+
+
+DESK_TOOLS = [
+    make_tool(
+        check_dataset,
+        title="Check a folder of images",
+        annotations=ToolAnnotations(
+            title="Check a folder of images",
+            read_only_hint=True,
+            destructive_hint=False,
+            idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
+    make_tool(
+        view_dataset,
+        title="Look at the images of a folder",
+        annotations=ToolAnnotations(
+            title="Look at the images of a folder",
+            read_only_hint=True,
+            destructive_hint=False,
+            idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
+    make_tool(
+        write_captions,
+        title="Write captions",
+        annotations=ToolAnnotations(
+            title="Write captions",
+            read_only_hint=False,
+            # What is written over is kept.
+            destructive_hint=False,
+            idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
+]
