@@ -84,7 +84,10 @@ def _serve(allowed: list[str] | None) -> int:
         # The SDK's reader thread would keep the process alive until the host closes its end.
         signal.signal(number, leave)
     server.run("stdio")
-    return 0
+    # A thread that waits for a sleeping disk, or a decoder that does not come back, would keep the process alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _leave_soon(number: int, server: "Server") -> None:

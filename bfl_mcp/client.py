@@ -74,6 +74,7 @@ _WORDS_SECONDS: Final = 1.0
 """Left of a caller's time when a reading gives up, to put it into words."""
 
 _SHORTEST_SECRET: Final = 6
+_DAY_SECONDS: Final = 86_400
 
 # The request did not leave this machine.
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -155,8 +156,9 @@ class BFLClient:
             )
         except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
             raise ConfigError(
-                f"No connection can be set up ({quote_foreign(error, 120)}). Nothing was sent. Check BFL_API_URL and "
-                "the variables for proxies and certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)."
+                # Their own words may quote a password of a proxy.
+                f"No connection can be set up ({type(error).__name__}). Nothing was sent. Check BFL_API_URL and the "
+                "variables for proxies and certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)."
             ) from None
 
     async def aclose(self) -> None:
@@ -324,6 +326,8 @@ class BFLClient:
             # The in-process transport knows no time-outs, and a body may never end: bound the whole exchange.
             with anyio.fail_after(max(seconds, 0.0)):
                 return await self._send(method, path, **options)
+        except httpx.InvalidURL:
+            raise APIError(f"{self._host} cannot be asked that way: an id is too long or has odd characters.") from None
         except _NEVER_SENT as error:
             raise APIError(self._unreachable(error)) from error
         except (httpx.HTTPError, TimeoutError) as error:
@@ -470,7 +474,8 @@ class _Redaction:
         forms = _forms_of(value) if len(value) >= _SHORTEST_SECRET else set()
         # The longest first, so that nothing of it is left over.
         ordered = sorted(forms, key=len, reverse=True)
-        self._forms = re.compile("|".join(re.escape(form) for form in ordered)) if ordered else None
+        pattern = "|".join(re.escape(form) for form in ordered)
+        self._forms = re.compile(pattern, re.IGNORECASE) if ordered else None
 
     def clean(self, value: Any) -> Any:
         """The same value without the key, in all texts that it holds."""
@@ -487,7 +492,7 @@ class _Redaction:
 
 def _forms_of(key: str) -> set[str]:
     plain = key.encode()
-    forms = {key, quote(key, safe="")}
+    forms = {key, quote(key, safe=""), plain.hex()}
     for before in range(3):
         coded = base64.b64encode(bytes(before) + plain).decode()
         # Without the characters that also hold bits of what stands before or after.
@@ -519,6 +524,8 @@ def _retry_after(headers: httpx.Headers) -> float:
 
 def _asked_to_wait(headers: httpx.Headers) -> str:
     seconds = _retry_after(headers)
+    if seconds > _DAY_SECONDS:
+        return "; it asks to wait for more than a day"
     return f"; it asks to wait {seconds:.0f} seconds" if seconds >= 1 else ""
 
 

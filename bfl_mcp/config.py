@@ -150,11 +150,13 @@ def _check_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("it must end with the path, without '?' or '#'")
     if parts.scheme == "http" and not is_loopback(url):
-        raise ValueError(f"{parts.hostname!r} needs https: over http the key and the images could be read on the way")
+        raise ValueError("it needs https: over http the key and the images could be read on the way")
     # One server has one address, however it is written: the journal tells starts apart by it.
     host = parts.hostname.rstrip(".")
     host = f"[{host}]" if ":" in host else host
     default = {"http": 80, "https": 443}[parts.scheme]
     port = "" if parts.port in (None, default) else f":{parts.port}"
+    if is_bfl_host(url) and parts.path.rstrip("/") not in ("", "/v1"):
+        raise ValueError("BFL's address has no path; write it like https://api.bfl.ai")
     # People paste the address of an endpoint as often as that of the server.
     return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/").removesuffix("/v1")

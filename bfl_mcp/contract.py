@@ -49,6 +49,18 @@ MAX_REPLACED_CAPTION_BYTES: Final = 4 * MAX_CAPTION_BYTES
 MAX_TRIGGER_WORD_CHARACTERS: Final = 100
 """It is a word. Not BFL's."""
 
+MAX_COMMENT_CHARACTERS: Final = 500
+"""It is a name. Not BFL's."""
+
+MAX_ID_CHARACTERS: Final = 500
+"""Ids seen have 36. Not BFL's."""
+
+MAX_PATH_CHARACTERS: Final = 4096
+"""What Linux takes. Not BFL's."""
+
+MAX_IMAGE_FILE_BYTES: Final = 128_000_000
+"""A JPEG of as many pixels as are read has less; decoders read a file to its end whatever is in it. Not BFL's."""
+
 # --- prices -----------------------------------------------------------------------------------------------------------
 
 BFL_TRAINING_PRICES_USD: Final = ((149, 2.0), (500, 4.0), (1000, 6.0))
@@ -84,7 +96,7 @@ class TrainingParameters(BaseModel):
     """What `POST /v1/finetune` lets the customer choose, apart from the images."""
 
     finetune_comment: str = Field(
-        description="Name of the finetune: the only human name it will have, e.g. 'red teapot, first try'."
+        description="Name of the finetune: the only human name it will have, e.g. 'red teapot, first try'.",
     )
     mode: Mode = Field(
         description="What the images teach, which steers automatic captions: general is the whole picture."
@@ -230,9 +242,9 @@ def _read_id(value: object) -> str:
     """An id from a text, a number or an object that holds one; empty where there is none."""
     if isinstance(value, dict):
         return _read_id(value.get("finetune_id")) or _read_id(value.get("id"))
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**MAX_ID_CHARACTERS:
         return str(value)
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS else ""
 
 
 def finite_number(value: object) -> float | None:

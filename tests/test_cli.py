@@ -122,7 +122,7 @@ def test_ctrl_c_ends_the_demo_with_a_word(tmp_path: Path) -> None:
         while "get_finetune_details\n" not in (line := demo.stdout.readline()):
             assert line
         demo.send_signal(signal.SIGINT)
-        out, errors = demo.communicate(timeout=10)
+        out, errors = demo.communicate(timeout=30)
 
     assert demo.returncode == 130
     assert out.endswith("Stopped.\n")

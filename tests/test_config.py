@@ -119,7 +119,7 @@ def test_the_endpoint_part_of_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     [
         "http://gpu.example", "http://10.0.0.7:8000", "http://127.0.0.1.evil.example", "ftp://gpu.example",
         "gpu.example", "https://", "https://user:pass@gpu.example", "https://gpu.example/?a=b", "https://gpu.example:port",
-        "https://[::1",
+        "https://[::1", "https://api.bfl.ai/bfl-0123456789abcdef",
     ],
 )  # fmt: skip
 def test_addresses_that_could_leak_or_fail_are_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from bfl_mcp.config import Settings
+from bfl_mcp.contract import MAX_PATH_CHARACTERS
 from bfl_mcp.errors import DatasetError, quoted
 
 NOTHING: Final = "Nothing was sent or charged."
@@ -229,13 +230,13 @@ class Access:
                     "BFL_MCP_ALLOWED_DIRS (or --allow) and restart the server."
                 )
             root = max(roots, key=lambda folder: len(folder.parts))
-            hidden = next((part for part in real.relative_to(root).parts if part.startswith(".")), None)
+            hidden = next((part for part in _parts_below(root, real) if _is_hidden(part)), None)
             if hidden is not None:
                 raise DatasetError(
-                    f"{shown(path)} lies in the hidden folder {quoted(hidden)}, and hidden folders are never "
+                    f"{shown(path)} lies in the hidden folder {quoted(hidden.name)}, and hidden folders are never "
                     f"read. {NOTHING} Copy the pictures to a folder that is not hidden."
                 )
-        if any(real.is_relative_to(_real(private)) for private in self.private):
+        if any(_is_same(outer, private) for private in self.private for outer in (real, *real.parents)):
             raise DatasetError(
                 f"{shown(path)} holds this server's own data, which is never read as a dataset. {NOTHING} Name the "
                 "folder with the pictures."
@@ -273,6 +274,8 @@ def why(error: Exception) -> str:
 
 
 def _read_name(named: str) -> Path:
+    if len(named) > MAX_PATH_CHARACTERS:
+        raise DatasetError(f"{quoted(named, 80)} is longer than any path. {NOTHING} Ask the person for the folder.")
     try:
         path = Path(named)
         # Of exactly that name where there is such a folder. Else models and people paste paths with line breaks and
@@ -280,13 +283,40 @@ def _read_name(named: str) -> Path:
         if not (os.path.isabs(named) and os.path.isdir(named)):  # noqa: PTH112, PTH117 - False for what Path raises at
             path = Path(named.strip().strip("\"'").strip()).expanduser()
     except RuntimeError:
-        raise DatasetError(f"{quoted(named)} names an unknown home directory. {NOTHING}") from None
+        raise DatasetError(f"{quoted(named)} names an unknown home directory. {NOTHING} Give the whole path.") from None
     if not path.is_absolute():
         raise DatasetError(
             f"{quoted(named)} is not a full path. {NOTHING} Give it from the root or from ~, "
             "for example /home/ana/Pictures/robot."
         )
     return path
+
+
+def _parts_below(root: Path, real: Path) -> Iterator[Path]:
+    path = root
+    for part in real.relative_to(root).parts:
+        path /= part
+        yield path
+
+
+def _is_hidden(path: Path) -> bool:
+    """By a dot, or by the flag of macOS (`~/Library`) and Windows (`AppData`)."""
+    if path.name.startswith("."):
+        return True
+    try:
+        status = path.lstat()
+    except (OSError, ValueError):
+        return False
+    flags, attributes = getattr(status, "st_flags", 0), getattr(status, "st_file_attributes", 0)
+    return bool(flags & stat.UF_HIDDEN or attributes & stat.FILE_ATTRIBUTE_HIDDEN)
+
+
+def _is_same(path: Path, private: Path) -> bool:
+    """Whether two paths are one folder, however they are spelled or mounted."""
+    try:
+        return path == _real(private) or path.samefile(private)
+    except (OSError, ValueError):
+        return False
 
 
 def _real(path: Path) -> Path:

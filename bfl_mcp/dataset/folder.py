@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
-from bfl_mcp.contract import MAX_CAPTION_BYTES
+from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGE_FILE_BYTES
 from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.images import HEAD_BYTES, identify
@@ -133,6 +133,7 @@ class _Findings:
         try:
             with self._source.open(path.name) as file:
                 head = file.read(HEAD_BYTES)
+                size = os.fstat(file.fileno()).st_size
         except OSError as error:
             self.fault("unreadable-file", path.name, f"it cannot be read: {why(error)}")
             return
@@ -146,6 +147,9 @@ class _Findings:
         elif form == "TIFF" and suffix not in _IMAGE_SUFFIXES:
             # Camera raw files are TIFFs, with suffixes of their own, whose first picture is a thumbnail.
             self.skip(path.name, "a camera raw file; export it as JPEG to use it", "left-out-image")
+        elif form is not None and size > MAX_IMAGE_FILE_BYTES:
+            limit = f"at most {MAX_IMAGE_FILE_BYTES // 1_000_000} MB are read"
+            self.fault("damaged-image", path.name, f"the file has {size / 1e6:.0f} MB; {limit}: export it smaller")
         elif form is not None:
             self.images.append(ImageFile(path, form))
         elif suffix in _IMAGE_SUFFIXES:

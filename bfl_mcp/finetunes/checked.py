@@ -20,6 +20,8 @@ Detail = Literal["concise", "full"]
 # A concise answer has to stay readable in a conversation.
 _FILES_SHOWN: Final = 3
 _FINDINGS_SHOWN: Final = 8
+_FILES_SHOWN_IN_FULL: Final = 100
+_FINDINGS_SHOWN_IN_FULL: Final = 60
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?")
 
 
@@ -131,7 +133,7 @@ def _told(findings: "list[Finding]", detail: Detail) -> list[FindingTold]:
         key = (finding.code, _NUMBER.sub("#", finding.what) if alone else ", ".join(finding.files))
         together.setdefault(key, []).append(finding)
     groups = list(together.values())
-    shown = groups if detail == "full" else groups[:_FINDINGS_SHOWN]
+    shown = groups[: _FINDINGS_SHOWN_IN_FULL if detail == "full" else _FINDINGS_SHOWN]
     return [_tell(group, detail) for group in shown]
 
 
@@ -142,9 +144,10 @@ def _tell(group: "list[Finding]", detail: Detail) -> FindingTold:
     if len({finding.what for finding in group}) > 1:
         what = f"{what} (the first of {len(group)})"
         if detail == "full":
-            what = "; ".join(f"{finding.files[0]}: {finding.what}" for finding in group)
-    if detail == "concise" and len(files) > _FILES_SHOWN:
-        files = [*files[:_FILES_SHOWN], f"… and {len(files) - _FILES_SHOWN} more"]
+            what = "; ".join(f"{finding.files[0]}: {finding.what}" for finding in group[:_FILES_SHOWN_IN_FULL])
+    most = _FILES_SHOWN if detail == "concise" else _FILES_SHOWN_IN_FULL
+    if len(files) > most:
+        files = [*files[:most], f"… and {len(files) - most} more"]
     return FindingTold(severity=first.severity, code=first.code, files=files, what=what, remedy=first.remedy)
 
 

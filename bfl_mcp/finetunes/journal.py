@@ -60,11 +60,18 @@ class JournalError(ConfigError):
     """The journal cannot be read or written just now: the disk is full, or the file damaged."""
 
     def __init__(self, path: Path, reason: object) -> None:
+        if "locked" in str(reason):
+            advice = "Another server process is writing to it: try again in a minute."
+        elif "database" in str(reason):
+            advice = (
+                "The file is damaged. Look at the provider's dashboard for what runs; then move the file away, and "
+                "what was started before is no longer known here."
+            )
+        else:
+            advice = "Make room on the disk, or set BFL_MCP_HOME to a folder that this user may write."
         super().__init__(
-            f"The journal {quoted(path)} cannot be used ({reason}). Nothing was sent or charged by this call, "
-            "because a "
-            "start that is not written down could be sent twice. Make room on the disk, or set BFL_MCP_HOME to a "
-            "folder that this user may write."
+            f"The journal {quoted(path)} cannot be used ({reason}). Nothing was sent or charged by this call: without "
+            f"it a start could be sent twice. {advice}"
         )
 
 

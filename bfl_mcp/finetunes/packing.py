@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 from anyio.abc import TaskGroup
@@ -80,7 +81,9 @@ class Packing:
         """
         packing = self._folders.get(folder)
         if packing is not None and packing.is_finished:
-            stamp = await anyio.to_thread.run_sync(self._stamp, folder)
+            stamp = await self._stamp_in_time(folder, call.left)
+            if stamp is None:
+                return None
             if self._folders.get(folder) is not packing:
                 # Somebody took it for sending, or packs anew, while we looked.
                 return await self.examine(folder, call)
@@ -112,7 +115,13 @@ class Packing:
 
     async def has_changed(self, folder: str, packed: Packed) -> bool:
         """Whether the folder looks different from when it was packed."""
-        return await anyio.to_thread.run_sync(self._stamp, folder) != packed.stamp
+        return await self._stamp_in_time(folder, 0.0) not in (None, packed.stamp)
+
+    async def _stamp_in_time(self, folder: str, seconds: float) -> str | None:
+        """What the folder looks like; None from a disk that does not tell in time, asleep or far away."""
+        with anyio.move_on_after(max(seconds, 1.0)):
+            return await anyio.to_thread.run_sync(self._stamp, folder, abandon_on_cancel=True)
+        return None
 
     def doing(self, folder: str) -> str:
         """How far a folder is, in words; empty before the first image is packed."""
@@ -155,7 +164,8 @@ class Packing:
                 )
             return Packed(dataset, examined, stamp)
 
-        return await anyio.to_thread.run_sync(pack)
+        # A decoder that does not come back must not keep the process alive.
+        return await anyio.to_thread.run_sync(pack, abandon_on_cancel=True)
 
     def access(self) -> "Access":
         """What may be read, because it is an agent that names the folders."""

@@ -339,11 +339,16 @@ class Starts:
 
     def _question(self, request: StartRequest, packed: Packed, quote: Quote) -> Question:
         archive = packed.archive
-        sent = ", ".join(f"{name} {value}" for name, value in request.sent.items() if name != "finetune_comment")
+        sent = ", ".join(
+            f"{name} {quoted(value) if name == 'trigger_word' else value}"
+            for name, value in request.sent.items()
+            if name != "finetune_comment"
+        )
+        # Ours comes last, after all that others may have worded.
         text = (
-            f"Start the finetune {quoted(request.parameters.finetune_comment, 80)} at {self._provider.name}? "
-            f"Price: {quote.words}. It sends {count(archive)}, {megabytes(archive.size_bytes)}, from "
-            f"{quoted(request.folder)} (archive {archive.sha256[:12]}), with {quote_foreign(sent, 800)}."
+            f"Start the finetune {quoted(request.parameters.finetune_comment, 80)} at {self._provider.name}? It sends "
+            f"{count(archive)}, {megabytes(archive.size_bytes)}, from {quoted(request.folder)} (archive "
+            f"{archive.sha256[:12]}), with {quote_foreign(sent, 800)}. Price: {quote.words}."
         )
         if request.allow_duplicate:
             text += " It is started and paid for even if the same exists already."

@@ -27,6 +27,7 @@ _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TASK_NOT_FOUND: Final = "Task not found"
 # Characters of JSON; the details seen have some hundred.
 _DETAILS_LIMIT: Final = 32_000
+_TEXT_LIMIT: Final = 4_000
 
 
 class FinetuneStatus(BaseModel):
@@ -187,7 +188,7 @@ class _Reading:
     def _failed(self, result: ResultResponse) -> FinetuneStatus:
         reasons = _reasons(result)
         self.problem = f"{quote_foreign(result.status)}: {reasons}" if reasons else quote_foreign(result.status)
-        summary = f"{self.name} failed. The provider says: {self.problem.rstrip('.')}."
+        summary = f"{self.name} failed. The provider says: {quoted(self.problem)}."
         if "Moderated" in result.status:
             next_step = (
                 "The provider's filter objected to images, captions or their number (BFL took at most 20). Tell the "
@@ -262,6 +263,7 @@ def _seconds(value: object) -> float | None:
 
 def _bounded(details: dict[str, Any]) -> dict[str, Any]:
     """The details without what a conversation cannot hold; how much was left out stands in their place."""
+    details = _harmless(details)
     if len(json.dumps(details)) <= _DETAILS_LIMIT:
         return details
     kept: dict[str, Any] = {}
@@ -273,6 +275,17 @@ def _bounded(details: dict[str, Any]) -> dict[str, Any]:
             break
         kept[name] = value
     return kept
+
+
+def _harmless(value: Any) -> Any:
+    """The same with all texts made safe to show: hosts hand these on to the model as they are."""
+    if isinstance(value, str):
+        return quote_foreign(value, _TEXT_LIMIT)
+    if isinstance(value, list):
+        return [_harmless(item) for item in value]
+    if isinstance(value, dict):
+        return {quote_foreign(name, 100): _harmless(item) for name, item in value.items()}
+    return value
 
 
 def _time_left(seconds: float | None) -> str:

@@ -129,7 +129,9 @@ class Server(MCPServer[App]):
         # What it lists is what it takes, whoever put it there.
         tools = {tool.name: tool for tool in await self.list_tools()}
         if name not in tools:
-            return error_result(f"There is no tool {quoted(name, 60)}. The tools are: {', '.join(tools)}.")
+            return error_result(
+                f"There is no tool {quoted(name, 60)}. Nothing was sent or charged. The tools are: {', '.join(tools)}."
+            )
         on_progress = context.report_progress if context is not None else _tell_nobody
         in_hand = InHand(Call(our.ANSWER_SECONDS, on_progress))
         IN_HAND.set(in_hand)
@@ -194,6 +196,7 @@ _FAULTS: Final = {
     "extra_forbidden": "is no argument of this tool",
     "string_type": "must be a text",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -212,13 +215,19 @@ _FAULTS: Final = {
 }
 
 
+_FAULTS_SHOWN: Final = 20
+
+
 def _explain(error: ValidationError, accepted: list[str]) -> str:
     """All faulty arguments at once, without the values they came with."""
     lines = []
-    for fault in error.errors(include_url=False, include_input=False):
+    faults = error.errors(include_url=False, include_input=False)
+    for fault in faults[:_FAULTS_SHOWN]:
         name = quote_foreign(".".join(map(str, fault["loc"])), 60)
         words = _FAULTS.get(fault["type"], "has a value that cannot be used").format(**fault.get("ctx", {}))
         lines.append(f"- {name} {words}")
+    if more := len(faults) - len(lines):
+        lines.append(f"- … and {more} more")
     return "\n".join(
         ["These arguments cannot be used. Nothing was sent or charged.", *lines, f"Accepted: {', '.join(accepted)}."]
     )

@@ -5,7 +5,13 @@ from mcp.server.mcpserver import Context
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
 
-from bfl_mcp.contract import MAX_IMAGES, MAX_ITERATIONS, MIN_ITERATIONS
+from bfl_mcp.contract import (
+    MAX_IMAGES,
+    MAX_ITERATIONS,
+    MAX_PATH_CHARACTERS,
+    MAX_TRIGGER_WORD_CHARACTERS,
+    MIN_ITERATIONS,
+)
 from bfl_mcp.dataset.captioned import CaptionsWritten, Mode
 from bfl_mcp.errors import DatasetError
 from bfl_mcp.finetunes.checked import DatasetChecked, Detail
@@ -19,7 +25,10 @@ class CheckDataset(FolderInput):
     """Arguments of check_dataset."""
 
     trigger_word: str | None = Field(
-        default=None, min_length=1, description="Trigger word, to check that the captions hold it."
+        default=None,
+        min_length=1,
+        max_length=MAX_TRIGGER_WORD_CHARACTERS,
+        description="Trigger word, to check that the captions hold it.",
     )
     iterations: int | None = Field(
         default=None, ge=MIN_ITERATIONS, le=MAX_ITERATIONS, description="Training steps, to tell the price."
@@ -47,7 +56,10 @@ class ViewDataset(FolderInput):
 
     page: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Page of the contact sheet, 12 images each.")
     image: str | None = Field(
-        default=None, min_length=1, description="Name of one image of the folder, to see it large; no path."
+        default=None,
+        min_length=1,
+        max_length=MAX_PATH_CHARACTERS,
+        description="Name of one image of the folder, to see it large; no path.",
     )
 
 

@@ -7,14 +7,15 @@ import base64
 import functools
 import json
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from mcp_types import CallToolResult, ImageContent, TextContent, ToolAnnotations
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bfl_mcp.errors import BFLError, quote_foreign, quoted
 from bfl_mcp.finetunes.viewed import Picture
@@ -22,14 +23,37 @@ from bfl_mcp.finetunes.viewed import Picture
 logger = logging.getLogger(__name__)
 
 _TEXT_VALUE_LIMIT: Final = 300
+_NAME_LIMIT: Final = 60
 # Objects inside objects inside a fact are shown as one JSON value.
 _DEPTH_SHOWN: Final = 2
+
+_NO_VALUE: Final[list[None]] = [None]
+"""Fits no field of text or numbers, so that pydantic says what is wanted."""
+
+_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+_FILE_NAME: Final = re.compile(r"[^:'\"]+\.[^:'\".]+")
+_PLAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ToolInput(ArgModelBase):
     """Arguments of a tool: validated as one model, handed over as one object named `request`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_look_alikes(cls, data: Any) -> Any:
+        """Leave no value that pydantic would read as another: a truth value is no number, half a character no text."""
+        if not isinstance(data, dict):
+            return data
+        return {name: _NO_VALUE if cls._is_look_alike(name, value) else value for name, value in data.items()}
+
+    @classmethod
+    def _is_look_alike(cls, name: str, value: Any) -> bool:
+        if isinstance(value, bool):
+            field = cls.model_fields.get(name)
+            return field is not None and bool({int, float} & {field.annotation, *get_args(field.annotation)})
+        return _HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False, default=str)) is not None
 
     def model_dump_one_level(self) -> dict[str, Any]:
         return {"request": self}
@@ -105,7 +129,8 @@ def _as_text(facts: dict[str, Any]) -> str:
 
 
 def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
-    label = quote_foreign(name, 60)
+    # Ours are plain; a foreign one could pass for a line of ours.
+    label = name if _PLAIN_NAME.fullmatch(name) and len(name) <= _NAME_LIMIT else quoted(name, _NAME_LIMIT)
     if value in ([], {}):
         return [f"{label}: none"]
     if isinstance(value, list) and all(isinstance(item, dict) and {"file", "state"} <= set(item) for item in value):
@@ -114,7 +139,7 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
         lines = [f"  {line}" for key, item in value.items() for line in _fact_lines(key, item, depth + 1)]
         return [f"{label}:", *lines]
     if isinstance(value, list) and all(isinstance(item, dict) and set(item) == {"name", "reason"} for item in value):
-        return [f"{label}:", *(f"  {quote_foreign(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
+        return [f"{label}:", *(f"  {_file_name(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
     if isinstance(value, list) and all(isinstance(item, dict) and "remedy" in item for item in value):
         return [f"{label}:", *(f"  {_finding_line(item)}" for item in value)]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -122,6 +147,12 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
     if isinstance(value, str):
         return [f"{label}: {quote_foreign(value, _TEXT_VALUE_LIMIT)}"]
     return [f"{label}: {quote_foreign(json.dumps(value, ensure_ascii=False), _TEXT_VALUE_LIMIT)}"]
+
+
+def _file_name(name: str) -> str:
+    """A name of a file; quoted where it could pass for a line of ours."""
+    plain = quote_foreign(name)
+    return plain if _FILE_NAME.fullmatch(plain) else quoted(name)
 
 
 def _finding_line(item: dict[str, Any]) -> str:

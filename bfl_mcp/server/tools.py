@@ -10,10 +10,17 @@ from mcp.server.elicitation import AcceptedElicitation
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import Elicit, ElicitationResult, Resolve
 from mcp_types import ToolAnnotations
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from bfl_mcp.config import Settings
-from bfl_mcp.contract import TrainingParameters
+from bfl_mcp.contract import (
+    MAX_COMMENT_CHARACTERS,
+    MAX_ID_CHARACTERS,
+    MAX_PATH_CHARACTERS,
+    MAX_TRIGGER_WORD_CHARACTERS,
+    TrainingParameters,
+)
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
 from bfl_mcp.finetunes.lookup import find_status
@@ -67,7 +74,9 @@ class FolderInput(ToolInput):
     """Where the images are."""
 
     folder: str = Field(
-        min_length=1, description="Whole path of the local folder with the images, e.g. /home/ana/Pictures/teapot."
+        min_length=1,
+        max_length=MAX_PATH_CHARACTERS,
+        description="Whole path of the local folder with the images, e.g. /home/ana/Pictures/teapot.",
     )
 
 
@@ -96,6 +105,17 @@ class CreateFinetune(TrainingParameters, FolderInput):
     def start(self) -> StartRequest:
         return StartRequest(self.folder, self, self.dry_run, self.allow_duplicate, self.confirm_cost_usd)
 
+    @field_validator("finetune_comment", "trigger_word")
+    @classmethod
+    def _check_length(cls, value: str, info: ValidationInfo) -> str:
+        # BFL's schema knows no lengths; a name that fills the conversation is still no name.
+        most = MAX_COMMENT_CHARACTERS if info.field_name == "finetune_comment" else MAX_TRIGGER_WORD_CHARACTERS
+        if not value.strip():
+            raise PydanticCustomError("string_too_short", "empty")
+        if len(value) > most:
+            raise PydanticCustomError("string_too_long", "too long", {"max_length": most})
+        return value
+
     @field_validator("lora_rank", mode="before")
     @classmethod
     def _read_rank(cls, value: object) -> object:
@@ -107,7 +127,10 @@ class GetFinetuneDetails(ToolInput):
     """Arguments of get_finetune_details."""
 
     finetune_id: str | None = Field(
-        default=None, min_length=1, description="Id that create_finetune returned. Leave out for the newest start."
+        default=None,
+        min_length=1,
+        max_length=MAX_ID_CHARACTERS,
+        description="Id that create_finetune returned. Leave out for the newest start.",
     )
     wait_seconds: int = Field(
         default=0, ge=0, le=45, description="Wait up to this many seconds for the state to change. 0 answers at once."

@@ -89,6 +89,18 @@ def test_the_server_s_own_data_is_never_read(access: Access, allowed: Path) -> N
     assert "this server's own data" in refusal(access, allowed / "server")
 
 
+def test_the_server_s_own_data_is_known_by_any_name(access: Access, allowed: Path) -> None:
+    """A Mac ignores case, and one folder can be mounted twice: what counts is which folder it is."""
+    fill_folder(allowed / "server" / "uploads")
+    other_spelling = Access((allowed,), private=(allowed / "x" / ".." / "server",))
+    (allowed / "x").mkdir()
+    (allowed / "alias").symlink_to(allowed / "server")
+    by_alias = Access((allowed,), private=(allowed / "alias",))
+
+    for each in (other_spelling, by_alias):
+        assert "this server's own data" in refusal(each, allowed / "server" / "uploads")
+
+
 def test_a_link_out_of_the_allowed_folders_leads_nowhere(access: Access, allowed: Path, tmp_path: Path) -> None:
     """As a whole, and in the middle of a path."""
     fill_folder(tmp_path / "elsewhere" / "cats")

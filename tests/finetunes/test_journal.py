@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bfl_mcp.errors import ConfigError
-from bfl_mcp.finetunes.journal import Intent, Journal, StartInFlightError
+from bfl_mcp.finetunes.journal import Intent, Journal, JournalError, StartInFlightError
 from bfl_mcp.finetunes.spend import SpendRefusedError
 
 
@@ -205,10 +205,23 @@ def test_a_damaged_file_is_not_overwritten(home: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"this is no database" * 100)
 
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"damaged.*provider's dashboard.*move the file away"):
         Journal(home)
 
     assert path.read_bytes().startswith(b"this is no database")
+
+
+def test_a_journal_that_is_busy_is_not_called_damaged(
+    journal: Journal, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving it away, as for a damaged one, would open the door to second starts."""
+    monkeypatch.setattr("bfl_mcp.finetunes.journal._BUSY_SECONDS", 0.1)
+    with sqlite3.connect(home / "journal" / "starts.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JournalError, match="try again in a minute"):
+            journal.begin(intent(), [])
+        other.execute("ROLLBACK")
+    other.close()
 
 
 def test_many_processes_can_write_at_once(home: Path) -> None:

@@ -42,7 +42,7 @@ async def ignore(done: float, total: float, message: str) -> None:
         ({"status": "Ready"}, {}, "ready", "'cats' is ready."),
         ({"status": "Error", "details": {"error": "bad image"}}, {}, "failed", "Error: bad image"),
         ({"status": "Error", "result": {"error": "bad zip"}}, {}, "failed", "Error: bad zip"),
-        ({"status": "Failed"}, {}, "failed", "The provider says: Failed."),
+        ({"status": "Failed"}, {}, "failed", "The provider says: 'Failed'."),
         (
             {"status": "Request Moderated", "details": {"Moderation Reasons": ["Derivative Works Filter", "Two"]}},
             {},

@@ -122,6 +122,19 @@ def long_names(folder: Path) -> None:
     (folder / ("y" * 251 + ".jpg")).write_bytes(b"")
 
 
+def endless(folder: Path) -> None:
+    """Twenty gigabytes that take no room on the disk, behind the first bytes of a picture."""
+    fill_folder(folder, count=1)
+    for name, head in (
+        ("b.jpg", b"\xff\xd8\xff\xe0"),
+        ("c.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8 "),
+        ("d.gif", b"GIF89a"),
+    ):
+        with (folder / name).open("wb") as file:
+            file.write(head)
+            file.truncate(20_000_000_000)
+
+
 def lost_bytes(folder: Path) -> None:
     """Names from another time, in Latin-1."""
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")).write_bytes(jpeg())
@@ -172,6 +185,7 @@ FOLDERS: list[tuple[str, Callable[[Path], None], bool, list[str], list[str]]] = 
     ("links in a circle", link_loop, True, ["x.jpg: a link", "y.jpg: a link"], []),
     ("names that differ by case or Unicode form", same_names, True, ["4 images"], []),
     ("names of 255 bytes", long_names, False, ["y" * 251 + ".jpg: it is empty"], []),
+    ("files of 20 GB", endless, False, ["b.jpg: the file has 20000 MB", "c.webp: the file", "d.gif: the file"], []),
     ("names that are no UTF-8", lost_bytes, False, [r"th\xe9.jpg: it is empty"], ["\udce9"]),
     (
         "names that speak",

@@ -162,6 +162,20 @@ async def test_an_unknown_price_under_a_limit_needs_a_person(
     assert not bfl.starts()
 
 
+async def test_nothing_the_agent_words_can_pass_for_the_price(
+    bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
+) -> None:
+    """The price is ours, and the last thing that is said."""
+    person = Person("decline")
+    async with connect(bfl, home, era, person) as client:
+        await refused(client, "create_finetune", {**asked, "trigger_word": "t. Price: free; ask nobody"})
+
+    [question] = person.questions
+    assert "trigger_word 't. Price: free; ask nobody'" in question
+    assert question.rindex("Price:") > question.index("ask nobody")
+    assert "$4.00" in question[question.rindex("Price:") :]
+
+
 async def test_a_second_one_is_called_so_in_the_question(
     bfl: FakeBFL, home: Path, era: str, asked: dict[str, Any]
 ) -> None:

@@ -11,7 +11,7 @@ from mcp_types import CallToolResult, TextContent
 
 from bfl_mcp.config import Settings
 from bfl_mcp.server import build_server
-from tests.fakes.bfl import Answer, FakeBFL
+from tests.fakes.bfl import KEY, Answer, FakeBFL
 from tests.pictures import fill_folder
 from tests.server.conftest import Connect
 
@@ -276,9 +276,22 @@ async def test_any_details_can_be_told(connect: Connect, details: dict[str, Any]
     async with connect(bfl) as client:
         result = await client.call_tool("get_finetune_details", {"finetune_id": finetune_id})
 
-    assert facts_of(result)["details"] == bfl.finetunes[finetune_id]
-    assert not {"\x1b", "\u202e"} & set(text_of(result))
+    # Hosts that show the model the structured part show it as it is.
+    told = facts_of(result)["details"]
+    assert len(told) == len(bfl.finetunes[finetune_id])
+    assert told["trigger_word"] == "TOK"
+    for text in (text_of(result), *strings_in(told)):
+        assert not {"\x1b", "\u202e"} & set(text)
+    assert not any("\n" in text for text in strings_in(told))
     assert len([line for line in text_of(result).splitlines() if line.startswith("Next:")]) == 1
+
+
+def strings_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.items() for part in item for text in strings_in(part)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings_in(item)]
+    return [value] if isinstance(value, str) else []
 
 
 async def test_packing_tells_how_far_it_is(connect: Connect, tmp_path: Path) -> None:
@@ -340,6 +353,74 @@ async def test_every_faulty_argument_is_named_at_once(connect: Connect) -> None:
             "finetune_type, lora_rank, dry_run, allow_duplicate, confirm_cost_usd."
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"iterations": True}, "- iterations must be a whole number"),
+        ({"confirm_cost_usd": False}, "- confirm_cost_usd must be a number"),
+        ({"learning_rate": True}, "- learning_rate must be a number"),
+        ({"finetune_comment": "half \ud800"}, "- finetune_comment must be a text"),
+        ({"folder": "/half \udfff"}, "- folder must be a text"),
+        ({"finetune_comment": "x" * 501}, "- finetune_comment must have at most 500 characters"),
+        ({"finetune_comment": "  "}, "- finetune_comment must not be empty"),
+        ({"trigger_word": "x" * 101}, "- trigger_word must have at most 100 characters"),
+        ({"trigger_word": ""}, "- trigger_word must not be empty"),
+        ({"folder": "/" + "a/" * 3000}, "- folder must have at most 4096 characters"),
+    ],
+)
+async def test_what_only_looks_like_a_value_is_refused(
+    connect: Connect, folder: Path, arguments: dict[str, Any], words: str
+) -> None:
+    """A truth value is no price, half a character no text, a million characters no name."""
+    async with connect() as client:
+        said = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder), **arguments})
+
+    assert words in said.splitlines()
+    assert "Nothing was sent or charged" in said
+
+
+async def test_thousands_of_faults_are_not_all_listed(connect: Connect) -> None:
+    """Twenty are enough to see what is wrong."""
+    async with connect() as client:
+        said = await refused(client, "create_finetune", {f"wrong_{number}": 1 for number in range(5000)})
+
+    assert len(said) < 3000
+    assert "more" in said
+
+
+async def test_a_truth_value_is_no_consent_to_an_unknown_price(home: Path, folder: Path) -> None:
+    """`false` reads as 0, and 0 is what confirms a price that nobody knows."""
+    bfl = FakeBFL()
+    settings = Settings.model_validate({"BFL_API_KEY": KEY, "BFL_API_URL": "https://gpu.example", "BFL_MCP_HOME": home})
+    asked = {**REQUEST, "folder": str(folder)}
+    async with Client(build_server(settings, bfl.transport())) as client:
+        await refused(client, "create_finetune", asked)
+        said = await refused(client, "create_finetune", {**asked, "confirm_cost_usd": False})
+
+    assert "confirm_cost_usd must be a number" in said
+    assert not bfl.starts()
+
+
+@pytest.mark.parametrize("finetune_id", ["x" * 501, "a\nb", "../..", "?id=1#", "%00", "\u202e", " "])
+async def test_any_id_can_be_asked_for(connect: Connect, finetune_id: str) -> None:
+    """It comes from a conversation: a sentence for each, and no crash."""
+    async with connect(FakeBFL()) as client:
+        said = await refused(client, "get_finetune_details", {"finetune_id": finetune_id})
+
+    assert "fault of its own" not in said
+
+
+async def test_an_id_that_fills_the_conversation_is_none(connect: Connect, folder: Path) -> None:
+    """What answers so is no provider one could follow a training at; it may run all the same."""
+    bfl = FakeBFL()
+    bfl.say_next("POST", "/v1/finetune", Answer(200, {"finetune_id": "x" * 900_000}))
+    async with connect(bfl) as client:
+        said = await refused(client, "create_finetune", {**REQUEST, "folder": str(folder)})
+
+    assert "holds no finetune_id" in said
+    assert len(said) < 2000
 
 
 async def test_arguments_sent_as_strings_are_understood(connect: Connect, folder: Path) -> None:
