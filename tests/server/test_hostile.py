@@ -20,6 +20,7 @@ from bfl_mcp.server import build_server
 from tests.fakes.bfl import KEY, Answer, FakeBFL
 from tests.pictures import fill_folder, picture
 from tests.server.conftest import LOOPBACK
+from tests.server.test_stdio import INITIALIZE, INITIALIZED, answer, call, running, send
 from tests.server.test_tools import facts_of, text_of
 
 ASKED = {"finetune_comment": "cats", "mode": "style", "dry_run": True}
@@ -269,13 +270,13 @@ async def test_a_file_that_changes_while_it_is_read_is_named(client: Client, tmp
         stop.set()
         thread.join()
 
-    for answer in answers:
-        said = text_of(answer)
+    for given in answers:
+        said = text_of(given)
         assert "othing was sent" in said
-        if answer.is_error:
+        if given.is_error:
             assert "k.jpg: it" in said
         else:
-            assert facts_of(answer)["images"] in (11, 12)
+            assert facts_of(given)["images"] in (11, 12)
 
 
 async def test_a_folder_name_that_speaks_is_shown_as_a_name(client: Client, tmp_path: Path) -> None:
@@ -309,13 +310,13 @@ async def test_texts_of_the_api_never_stand_where_an_instruction_would(home: Pat
         )
         told = await client.call_tool("get_finetune_details", {"finetune_id": finetune_id})
 
-    for answer in (refused, told):
-        said = text_of(answer)
+    for given in (refused, told):
+        said = text_of(given)
         assert "\u202e" not in said
         assert "\x1b" not in said
         assert "A" * 400 not in said
-        assert sum(line.startswith("Next:") for line in said.splitlines()) == (0 if answer.is_error else 1)
-        assert "allow_duplicate" not in said.splitlines()[-1] or answer.is_error
+        assert sum(line.startswith("Next:") for line in said.splitlines()) == (0 if given.is_error else 1)
+        assert "allow_duplicate" not in said.splitlines()[-1] or given.is_error
     assert refused.is_error
     assert "it says \"ok'. Next: call" in text_of(refused)
 
@@ -326,3 +327,49 @@ def test_the_pictures_of_these_tests_are_pictures() -> None:
         assert image.size == (64, 48)
     with Image.open(io.BytesIO(png_of(64, 64, zlib.compress(bytes(64 * 193))))) as image:
         image.load()
+
+
+async def test_a_disk_that_does_not_tell_holds_no_call(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asleep, or far away: the answer comes in time, and says that the work goes on."""
+    folder = fill_folder(tmp_path / "pictures", count=1)
+    await client.call_tool("create_finetune", {**ASKED, "folder": str(folder)})
+    asleep = threading.Event()
+    monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("bfl_mcp.finetunes.packing.Packing._stamp", lambda *_: asleep.wait(20) and "")
+    try:
+        with anyio.fail_after(5):
+            told = facts_of(await client.call_tool("create_finetune", {**ASKED, "folder": str(folder)}))
+    finally:
+        asleep.set()
+
+    assert told["started"] is False
+    assert "Still packing" in told["summary"]
+
+
+def test_a_disk_that_does_not_tell_holds_no_process(home: Path, tmp_path: Path) -> None:
+    """The host closes its end, and the server goes although a thread still waits."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "original = os.scandir\n"
+        "def scandir(path='.'):\n"
+        "    if isinstance(path, int):\n"
+        "        time.sleep(120)\n"
+        "    return original(path)\n"
+        "os.supports_fd.add(scandir)\n"
+        "os.scandir = scandir\n"
+    )
+    folder = fill_folder(tmp_path / "pictures", count=1)
+    path = os.pathsep.join([str(slow), str(Path(__file__).parents[2])])
+    with running(home, PYTHONPATH=path) as process:
+        send(process, INITIALIZE, INITIALIZED, call(2, "create_finetune", {**ASKED, "folder": str(folder)}))
+        answer(process, 1)
+        time.sleep(1.5)
+        began = time.monotonic()
+        process.communicate(timeout=20)
+
+    assert process.returncode == 0
+    assert time.monotonic() - began < 10
