@@ -225,3 +225,60 @@ def test_a_picture_is_judged_alike_at_any_size_and_coding(tmp_path: Path) -> Non
     assert max(look.sharpness for look in looks) < 1.6 * min(look.sharpness for look in looks)
     assert max(look.brightness for look in looks) - min(look.brightness for look in looks) < 3
     assert all((looks[0].dhash ^ look.dhash).bit_count() <= 8 for look in looks)
+
+
+def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
+    """A folder with all that goes wrong at once, for a provider that takes twenty images: no file goes unmentioned."""
+    folder = fill(tmp_path / "planted", count=16)
+    before = {path.name for path in folder.iterdir()}
+    cut_short = (folder / "p0.jpg").read_bytes()[:9000]
+    (folder / "truncated.jpg").write_bytes(cut_short)
+    photo(20, 64, 64).save(folder / "tiny.png")
+    with Image.open(folder / "p1.jpg") as image:
+        image.save(folder / "recompressed.jpg", quality=80)
+    exif = position()
+    exif[0x0112] = 6
+    photo(21).save(folder / "rotated.jpg", exif=exif)
+    (folder / "iphone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00heicmif1" + bytes(100))
+    (folder / "p2.txt").write_text("")
+    (folder / "orphan.txt").write_text("a TOKBOT")
+    (folder / "p3.txt").write_text("nobody special")
+    (folder / "nested.zip").write_bytes(b"PK\x03\x04")
+    (folder / "out.jpg").symlink_to("/etc/hostname")
+    (folder / ".hidden.jpg").write_bytes(b"x")
+    photo(22).filter(ImageFilter.GaussianBlur(14)).save(folder / "blurred.jpg")
+    Image.new("RGB", (1100, 900)).save(folder / "black.jpg")
+    photo(23).save(folder / "p4.png")
+    photo(24, 4000, 1000).save(folder / "panorama.jpg")
+    photo(25).save(folder / "animated.webp", save_all=True, append_images=[photo(26)])
+    photo(27).convert("CMYK").save(folder / "cmyk.jpg")
+
+    told = found(folder)
+    of = {
+        name: {finding.code for finding in told if name in finding.files} for finding in told for name in finding.files
+    }
+
+    assert "too-many-images" in {finding.code for finding in told}
+    expected = {
+        "truncated.jpg": "damaged-image",
+        "tiny.png": "small",
+        "recompressed.jpg": "similar-pictures",
+        "rotated.jpg": "position-removed",
+        "iphone.jpg": "left-out-image",
+        "p2.txt": "empty-caption",
+        "orphan.txt": "orphan-caption",
+        "p3.jpg": "trigger-missing",
+        "nested.zip": "left-out-image",
+        "out.jpg": "link",
+        ".hidden.jpg": "left-out",
+        "blurred.jpg": "blurred",
+        "black.jpg": "dark",
+        "p4.png": "shared-stem",
+        "panorama.jpg": "long",
+        "animated.webp": "animated",
+        "cmyk.jpg": "some-captions",
+    }
+    assert {name: code for name, code in expected.items() if code not in of.get(name, set())} == {}
+    # What was good before is only mentioned where something was planted beside it.
+    accused = {name for name in before & of.keys() if of[name] - {"similar-pictures", "shared-stem", "some-captions"}}
+    assert accused == {"p2.txt", "p3.jpg"}
