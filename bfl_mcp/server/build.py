@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 _INSTRUCTIONS = """\
 Finetunes FLUX image models from a local folder of pictures, over Black Forest Labs' finetuning API.
 1. Ask the person for the folder, what it shows (mode) and a trigger word. Never guess a folder.
-2. check_dataset judges the folder: tell the person its findings. create_finetune with dry_run=true shows what \
-would be sent. Show the person the result before starting for real.
+2. check_dataset judges the folder: tell the person its findings. view_dataset shows the images; write_captions \
+writes captions for what you see, once the person agrees. create_finetune with dry_run=true shows what would be sent. \
+Show the person the result before starting for real.
 3. create_finetune starts one training and returns its finetune_id. Where it costs money it first asks the person, or \
 asks you to ask them. A repeat is not sent again.
 4. get_finetune_details with wait_seconds=45 follows it; repeat until the state is ready or failed.
