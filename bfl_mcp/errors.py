@@ -73,8 +73,13 @@ def quote_foreign(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
 
 
 def quote_name(name: str, limit: int = _FOREIGN_TEXT_LIMIT) -> str:
-    """Make a file's name safe like any foreign text. One of blanks alone is spelled out."""
-    return quote_foreign(name, limit) or quote_foreign(ascii(name), limit)
+    """Make a file's name safe like any foreign text.
+
+    One of blanks alone is spelled out. One with a colon stands between quotation marks, or it could pass for a line of
+    ours.
+    """
+    plain = quote_foreign(name, limit) or quote_foreign(ascii(name), limit)
+    return quoted(name, limit) if ":" in plain else plain
 
 
 def quoted(text: object, limit: int = _FOREIGN_TEXT_LIMIT) -> str:

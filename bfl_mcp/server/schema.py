@@ -31,7 +31,6 @@ _NO_VALUE: Final[list[None]] = [None]
 """Fits no field of text or numbers, so that pydantic says what is wanted."""
 
 _HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
-_FILE_NAME: Final = re.compile(r"[^:'\"]+\.[^:'\".]+")
 _PLAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -139,7 +138,7 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
         lines = [f"  {line}" for key, item in value.items() for line in _fact_lines(key, item, depth + 1)]
         return [f"{label}:", *lines]
     if isinstance(value, list) and all(isinstance(item, dict) and set(item) == {"name", "reason"} for item in value):
-        return [f"{label}:", *(f"  {_file_name(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
+        return [f"{label}:", *(f"  {quote_foreign(item['name'])}: {quote_foreign(item['reason'])}" for item in value)]
     if isinstance(value, list) and all(isinstance(item, dict) and "remedy" in item for item in value):
         return [f"{label}:", *(f"  {_finding_line(item)}" for item in value)]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -147,12 +146,6 @@ def _fact_lines(name: str, value: Any, depth: int = 0) -> list[str]:
     if isinstance(value, str):
         return [f"{label}: {quote_foreign(value, _TEXT_VALUE_LIMIT)}"]
     return [f"{label}: {quote_foreign(json.dumps(value, ensure_ascii=False), _TEXT_VALUE_LIMIT)}"]
-
-
-def _file_name(name: str) -> str:
-    """A name of a file; quoted where it could pass for a line of ours."""
-    plain = quote_foreign(name)
-    return plain if _FILE_NAME.fullmatch(plain) else quoted(name)
 
 
 def _finding_line(item: dict[str, Any]) -> str:
