@@ -116,7 +116,12 @@ def test_a_reader_of_the_demo_may_stop_reading(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_demo_with_a_word(tmp_path: Path) -> None:
     """A person who has seen enough gets the prompt back, not a page of Python."""
     folder = fill_folder(tmp_path / "pictures")
-    command = [sys.executable, "-m", "bfl_mcp", "demo", str(folder)]
+    # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from bfl_mcp.cli import main; sys.exit(main(['demo', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", listening, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         while "get_finetune_details\n" not in (line := demo.stdout.readline()):

@@ -61,7 +61,7 @@ class JournalError(ConfigError):
 
     def __init__(self, path: Path, reason: object) -> None:
         if "locked" in str(reason):
-            advice = "Another server process is writing to it: try again in a minute."
+            advice = "It is being written to for unusually long: try again in a minute."
         elif "database" in str(reason):
             advice = (
                 "The file is damaged. Look at the provider's dashboard for what runs; then move the file away, and "
@@ -136,10 +136,26 @@ class Journal:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # SQLite would make it readable for others.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            with self._connect() as database:
-                database.executescript(_SCHEMA)
+            self._make_ready()
         except OSError as error:
             raise JournalError(self._path, error.strerror or error) from None
+
+    def _make_ready(self) -> None:
+        """Make the tables, and the write-ahead log, for good.
+
+        SQLite does not wait by itself where two switch to that log at the same time.
+        """
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
+                    database.execute("PRAGMA journal_mode = WAL")
+                    database.executescript(_SCHEMA)
+                    return
+            except sqlite3.Error as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise JournalError(self._path, error) from None
+                time.sleep(0.02)
 
     @contextmanager
     def own(self, key: str, wait_seconds: float = 0.0) -> Iterator[None]:
@@ -294,7 +310,6 @@ class Journal:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
-                database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
                 yield database
         except sqlite3.IntegrityError:

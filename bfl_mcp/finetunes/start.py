@@ -100,6 +100,7 @@ class Starts:
         self._gate = SpendGate()
         self._account = account_of(settings.api_key.get_secret_value() if settings.api_key is not None else None)
         self._journal: Journal | None = None
+        self._opening = anyio.Lock()
         self._turns: Turns | None = None
         self._sending: dict[str, _Sending] = {}
         self._newest: _Sending | None = None
@@ -256,9 +257,10 @@ class Starts:
 
     async def journal(self) -> Journal:
         """The journal, opened once."""
-        if self._journal is None:
-            self._journal = await anyio.to_thread.run_sync(Journal, self._settings.home)
-        return self._journal
+        async with self._opening:
+            if self._journal is None:
+                self._journal = await anyio.to_thread.run_sync(Journal, self._settings.home)
+            return self._journal
 
     async def close(self) -> None:
         """Let what is on the wire finish, for a while; nothing else is waited for."""

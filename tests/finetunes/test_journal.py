@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,39 @@ def test_a_journal_that_is_busy_is_not_called_damaged(
             journal.begin(intent(), [])
         other.execute("ROLLBACK")
     other.close()
+
+
+def _open_at_once(home: Path, go: Any, failed: Any) -> None:
+    go.wait(20)
+    try:
+        Journal(home)
+    except JournalError:
+        failed.set()
+
+
+def test_a_new_journal_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """Two calls are the first of their server, two servers the first of their machine."""
+    context = multiprocessing.get_context("spawn")
+    go, failed = context.Event(), context.Event()
+    homes = [tmp_path / str(number) for number in range(5)]
+    processes = [context.Process(target=_open_all_at_once, args=(homes, go, failed)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    go.set()
+    for process in processes:
+        process.join(40)
+
+    assert [process.exitcode for process in processes] == [os.EX_OK] * 3
+    assert not failed.is_set()
+
+
+def _open_all_at_once(homes: list[Path], go: Any, failed: Any) -> None:
+    for home in homes:
+        threads = [threading.Thread(target=_open_at_once, args=(home, go, failed)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def test_many_processes_can_write_at_once(home: Path) -> None:
