@@ -76,8 +76,8 @@ BAD: dict[str, tuple[bytes | list[Entry], str]] = {
     "deep-parent": ([("a/../../evil.jpg", jpeg())], "a/../../evil.jpg is not a plain name inside the archive"),
     "parent-caption": ([("a.jpg", jpeg()), ("../a.txt", b"x")], "../a.txt is not a plain name inside the archive"),
     "absolute": ([("/abs.jpg", jpeg())], "/abs.jpg is not a plain name inside the archive"),
-    "drive": ([("C:evil.jpg", jpeg())], "C:evil.jpg is not a plain name inside the archive"),
-    "stream": ([("a.jpg:evil", jpeg())], "a.jpg:evil is not a plain name inside the archive"),
+    "drive": ([("C:evil.jpg", jpeg())], "'C:evil.jpg' is not a plain name inside the archive"),
+    "stream": ([("a.jpg:evil", jpeg())], "'a.jpg:evil' is not a plain name inside the archive"),
     "backslash": ([("a\\b.jpg", jpeg())], "a\\b.jpg is not a plain name inside the archive"),
     "dot-backslash": ([*PAIR, (".\\b.jpg", jpeg())], ".\\b.jpg is not a plain name inside the archive"),
     "link": (
