@@ -156,6 +156,22 @@ def test_a_pipe_a_socket_and_a_device_are_no_folders(access: Access, allowed: Pa
     assert "not a directory" in refusal(Access((Path("/dev"),)), "/dev/null")
 
 
+def test_a_folder_this_user_may_not_read_is_refused_in_words(access: Access, allowed: Path) -> None:
+    """The system says no. Root may read everything, so root becomes nobody for the moment."""
+    folder = fill_folder(allowed / "cats", count=1)
+    folder.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        said = refusal(access, folder)
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+    assert "cannot be read: this user may not read it" in said
+
+
 def test_no_allowed_folder_at_all_is_said(tmp_path: Path) -> None:
     """Somebody locked it down by hand."""
     assert "It may read: none at all" in refusal(Access(()), tmp_path)
