@@ -6,24 +6,20 @@ again.
 """
 
 import math
-import os
-import re
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from bfl_mcp.dataset.colour import is_srgb, to_srgb
+from bfl_mcp.dataset.kept import Ranges, picture_ranges
 from bfl_mcp.dataset.looks import MEASURED_SIDE_PX, Look, has_position, measure
 from bfl_mcp.errors import DatasetError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Ranges = tuple[tuple[int, int], ...]
-"""Parts of a file, each (offset, length) in bytes, in order."""
 
 SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 """The formats a dataset may hold, as BFL's guide lists them, with the suffix they get in an archive."""
@@ -51,9 +47,6 @@ _PIXELS_AT_A_TIME: Final = 32_000_000
 
 # The longest side libjpeg writes.
 _MAX_SIDE_PX: Final = 65_500
-
-_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SCAN_BLOCK_BYTES: Final = 1 << 20
 
 
 class _PixelBudget:
@@ -271,8 +264,17 @@ def _facts(image: "Image.Image") -> dict[str, Any]:
         "is_animated": bool(getattr(image, "is_animated", False)),
         "has_metadata": bool(_METADATA & image.info.keys()),
         "has_position": has_position(image),
-        "has_profile": profile is not None and not _is_srgb(profile),
+        "has_profile": profile is not None and not is_srgb(profile),
     }
+
+
+def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:
+    """The parts of a file that are its picture already in clean form, or None where it must be encoded anew."""
+    profile = image.info.get("icc_profile")
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    if not plain or _orientation(image) != _UPRIGHT or (profile and not is_srgb(profile)):
+        return None
+    return picture_ranges(file, form)
 
 
 def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[str, Any]) -> PreparedImage:
@@ -293,11 +295,11 @@ def _prepare_picture(image: "Image.Image", size: tuple[int, int]) -> "Image.Imag
     # These modes can be resized as they are, which leaves fewer pixels to convert. A transparent colour cannot: mixed
     # with its neighbours it is another colour.
     small_first = image.mode in ("RGB", "L", "CMYK") and "transparency" not in image.info
-    picture: Image.Image = image if small_first else _to_srgb(image, profile)
+    picture: Image.Image = image if small_first else to_srgb(image, profile)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     if small_first:
-        picture = _to_srgb(picture, profile)
+        picture = to_srgb(picture, profile)
     if turn is not None:
         picture = picture.transpose(turn)
     # Pillow's encoders pick comments, profiles and transparency up from here.
@@ -352,214 +354,3 @@ def _orientation(image: "Image.Image") -> int:
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks, which are then ignored
         return _UPRIGHT
     return value if value in _TURNED else _UPRIGHT
-
-
-# --- colour -----------------------------------------------------------------------------------------------------------
-
-
-def _to_srgb(image: "Image.Image", profile: bytes | None) -> "Image.Image":
-    """Convert any mode to 8-bit sRGB, alpha laid on white."""
-    if image.mode.startswith("I"):
-        image = _from_integers(image)
-    elif image.mode == "F":
-        raise DatasetError("it holds floating-point pixels; export it as 8-bit JPEG or PNG")
-    elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = _on_white(image)
-    elif image.mode == "P":
-        image = image.convert("RGB")
-    if profile and image.mode in ("RGB", "L", "CMYK"):
-        converted = _apply_profile(image, profile)
-        if converted is not None:
-            return converted
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_integers(image: "Image.Image") -> "Image.Image":
-    wide = image.convert("I")
-    _, top = wide.getextrema()
-    if image.mode == "I" and isinstance(top, int | float) and top <= 255:
-        # 32-bit integers that were 8-bit values before.
-        return wide.convert("L")
-    if not isinstance(top, int | float) or top > 65_535:
-        raise DatasetError("it holds more than 16 bits a pixel; export it as 8-bit JPEG or PNG")
-    # 65 535 becomes 255: one step of 8 bits is 257 steps of 16.
-    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-
-
-def _on_white(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
-
-    layer = image.convert("RGBA")
-    white = Image.new("RGB", layer.size, "white")
-    # The same pixels as alpha_composite, which holds the interpreter's lock all the while.
-    white.paste(layer, mask=layer)
-    return white
-
-
-def _apply_profile(image: "Image.Image", profile: bytes) -> "Image.Image | None":
-    """Convert from an ICC profile to sRGB. None where the profile is broken or made for other channels."""
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if image.mode == "RGB" and _is_srgb(profile):
-            return image
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-
-
-def _is_srgb(profile: bytes) -> bool:
-    from PIL import ImageCms
-
-    try:
-        return "srgb" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile))).lower()
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        # A profile that cannot be read says nothing about the colours.
-        return True
-
-
-# --- keeping coded pixels as they are ---------------------------------------------------------------------------------
-
-
-def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:
-    """The parts of a file that hold its picture and nothing else, or None where it must be encoded anew."""
-    position = file.tell()
-    try:
-        kept = _find_kept_ranges(file, form, image)
-        # A PNG may decode although its very last bytes are missing.
-        whole = kept is None or sum(kept[-1]) <= file.seek(0, os.SEEK_END)
-        return kept if whole else None
-    finally:
-        # Pillow goes on reading where it was.
-        file.seek(position)
-
-
-def _find_kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:
-    profile = image.info.get("icc_profile")
-    plain = image.mode == "RGB" and "transparency" not in image.info
-    if not plain or _orientation(image) != _UPRIGHT or (profile and not _is_srgb(profile)):
-        return None
-    match form:
-        case "JPEG":
-            return _jpeg_ranges(file)
-        case "PNG":
-            return _png_ranges(file)
-        case "WEBP":
-            return _webp_ranges(file)
-        case _:
-            return None
-
-
-def _joined(ranges: Iterator[tuple[int, int]]) -> Ranges:
-    joined: list[tuple[int, int]] = []
-    for start, length in ranges:
-        if joined and sum(joined[-1]) == start:
-            joined[-1] = joined[-1][0], joined[-1][1] + length
-        else:
-            joined.append((start, length))
-    return tuple(joined)
-
-
-def _jpeg_ranges(file: BinaryIO) -> Ranges | None:
-    """Everything up to the end-of-image marker but comments and application segments.
-
-    JFIF's APP0 without a thumbnail and Adobe's APP14 stay: they tell how the colours are coded. What follows the end
-    marker (a second picture, a film, anything) goes.
-    """
-    try:
-        return _joined(_jpeg_parts(file))
-    except EOFError:
-        return None
-
-
-def _jpeg_parts(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    yield 0, 2
-    position = 2
-    while True:
-        position, marker = _next_jpeg_marker(file, position)
-        if marker == 0xD9:
-            yield position, 2
-            return
-        file.seek(position + 2)
-        field = _read_exactly(file, 2)
-        length = int.from_bytes(field, "big")
-        if length < 2:
-            raise EOFError
-        if _is_jpeg_picture(marker, length, file):
-            yield position, 2 + length
-        position += 2 + length
-        if marker == 0xDA:
-            # Coded pixels run up to the next marker that is neither a restart nor a stuffed byte.
-            end, _ = _next_jpeg_marker(file, position)
-            yield position, end - position
-            position = end
-
-
-def _is_jpeg_picture(marker: int, length: int, file: BinaryIO) -> bool:
-    if marker == 0xFE:
-        return False
-    if marker == 0xE0:
-        return length == 16 and _read_exactly(file, 5) == b"JFIF\x00"
-    if marker == 0xEE:
-        return length == 14 and _read_exactly(file, 5) == b"Adobe"
-    return not 0xE0 <= marker <= 0xEF
-
-
-def _next_jpeg_marker(file: BinaryIO, position: int) -> tuple[int, int]:
-    while True:
-        file.seek(position)
-        block = file.read(_SCAN_BLOCK_BYTES)
-        if len(block) < 2:
-            raise EOFError
-        if found := _NEXT_MARKER.search(block):
-            return position + found.start(), found[0][1]
-        # The last byte may be the first half of a marker.
-        position += len(block) - 1
-
-
-_PNG_PICTURE: Final = frozenset({b"IHDR", b"IDAT", b"IEND"})
-
-
-def _png_ranges(file: BinaryIO) -> Ranges | None:
-    """Signature, header, pixels and end of an 8-bit RGB PNG; every ancillary chunk and what follows the end goes."""
-    try:
-        return _joined(_png_parts(file))
-    except EOFError:
-        return None
-
-
-def _png_parts(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    yield 0, 8
-    position = 8
-    while True:
-        file.seek(position)
-        head = _read_exactly(file, 8)
-        length, name = int.from_bytes(head[:4], "big"), head[4:]
-        # Pillow reads 16 bits a channel as 8 without a word; those are encoded anew.
-        if name == b"IHDR" and _read_exactly(file, 10)[8:] != b"\x08\x02":
-            raise EOFError
-        if name in _PNG_PICTURE:
-            yield position, 12 + length
-        position += 12 + length
-        if name == b"IEND":
-            return
-
-
-def _webp_ranges(file: BinaryIO) -> Ranges | None:
-    """A WebP that is one simple lossy or lossless picture. The extended form is encoded anew."""
-    file.seek(0)
-    head = file.read(20)
-    if len(head) < 20 or head[12:16] not in (b"VP8 ", b"VP8L"):
-        return None
-    whole = 8 + int.from_bytes(head[4:8], "little")
-    chunk = int.from_bytes(head[16:20], "little")
-    # Anything in the container behind the one picture would be metadata.
-    return ((0, whole),) if whole == 20 + chunk + chunk % 2 else None
-
-
-def _read_exactly(file: BinaryIO, count: int) -> bytes:
-    data = file.read(count)
-    if len(data) < count:
-        raise EOFError
-    return data
