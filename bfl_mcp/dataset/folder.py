@@ -12,11 +12,13 @@ from typing import BinaryIO, Final, Self
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGE_FILE_BYTES
 from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
 from bfl_mcp.dataset.findings import Finding
-from bfl_mcp.dataset.images import HEAD_BYTES, identify
+from bfl_mcp.dataset.images import HEAD_BYTES, identify, reads_heic
 from bfl_mcp.dataset.wording import decode_caption
 from bfl_mcp.errors import DatasetError, quote_name
 
-_IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
+_IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif"}
+)
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -139,8 +141,8 @@ class _Findings:
             return
         suffix = path.suffix.lower()
         form = identify(head)
-        if form == "HEIC":
-            reason = "HEIC cannot be read yet (the extra bfl-mcp[heif] is coming): export it as JPEG"
+        if form == "HEIC" and not reads_heic():
+            reason = "HEIC, which this server reads with its extra 'heif' only: install that, or export it as JPEG"
             self.skip(path.name, reason, "left-out-image")
         elif form == "archive":
             self.skip(path.name, "an archive; only images directly in the folder are used", "left-out-image")
@@ -172,7 +174,8 @@ class _Findings:
             ImageFile(image.path, image.format, texts.get(_nfc(image.path.stem)) or None) for image in self.images
         )
         if not images and not self.faults:
-            what = "it holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF)"
+            heic = "HEIC, " if reads_heic() else ""
+            what = f"it holds no image that can be read (JPEG, PNG, WebP, AVIF, {heic}BMP, GIF or TIFF)"
             self.faults.append(Finding("no-images", (), what))
         return Dataset(self._source.path, images, tuple(self.skipped), tuple(self.faults), self._source)
 

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from bfl_mcp.dataset import pack_dataset, read_dataset
+from bfl_mcp.dataset.images import reads_heic
 from bfl_mcp.errors import DatasetError
-
-HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
 
 _ADOBE_TO_XYZ = ((0.60974, 0.20528, 0.14919), (0.31111, 0.62567, 0.06322), (0.01947, 0.06087, 0.74457))
 _XYZ_TO_SRGB = (
@@ -51,6 +50,12 @@ def encode(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    """As a phone writes it."""
+    assert reads_heic()
+    return encode(image, "HEIF", quality=95, **options)
 
 
 def decode(data: bytes) -> Image.Image:

@@ -71,7 +71,7 @@ def check_refusal(plan: Plan, error: DatasetError, max_images: int) -> None:
     if count <= 2 * max_images:
         expected += plan.broken
     if not plan.pictures and not plan.faults:
-        left.remove("It holds no image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF).")
+        left.remove("It holds no image that can be read (JPEG, PNG, WebP, AVIF, HEIC, BMP, GIF or TIFF).")
     left = matching(left, expected)
     guessed = {quote_name(name) for name, picture in plan.pictures.items() if picture.size is None}
     assert all(any(fault.startswith(f"{name}: it ") for name in guessed) for fault in left), left

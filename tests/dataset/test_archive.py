@@ -16,7 +16,7 @@ import pytest
 
 from bfl_mcp.dataset import Archive, pack_dataset, read_dataset
 from bfl_mcp.errors import DatasetError
-from tests.dataset.made import HEIC, encode, pack, refusal
+from tests.dataset.made import encode, pack, refusal
 from tests.pictures import fill_folder, picture
 
 _DESCRIPTORS = Path("/dev/fd")
@@ -29,7 +29,7 @@ def _mixed_folder(folder: Path) -> Path:
     (folder / "c.png").write_bytes(encode(picture(seed=7), "PNG"))
     (folder / "d.gif").write_bytes(encode(picture(seed=8), "GIF"))
     (folder / "e.jpg").write_bytes(encode(picture(1600, 1200, seed=9), "JPEG", comment=b"cut me"))
-    (folder / "f.heic").write_bytes(HEIC)
+    (folder / "f.zip").write_bytes(b"PK\x03\x04")
     (folder / "d.txt").write_text("\ufeffschöne photo of TOK\n", encoding="utf-8")
     return folder
 
@@ -111,7 +111,7 @@ def test_an_archive_says_what_went_into_it(tmp_path: Path) -> None:
         assert (archive.images, archive.captions) == (5, 3)
         assert archive.size_bytes == len(data)
         assert archive.sha256 == hashlib.sha256(data).hexdigest()
-        assert [skipped.name for skipped in archive.skipped] == ["f.heic"]
+        assert [skipped.name for skipped in archive.skipped] == ["f.zip"]
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:

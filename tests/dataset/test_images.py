@@ -95,6 +95,25 @@ def test_a_clean_picture_goes_in_byte_for_byte(tmp_path: Path, form: str, option
     assert pack_one(tmp_path, "a" + suffix, data) == ("001" + suffix, data)
 
 
+def test_a_drawing_stays_a_png_and_a_photograph_becomes_a_jpeg(tmp_path: Path) -> None:
+    """JPEG leaves marks at the edges of flat colours, and PNG takes several times the room for a photograph."""
+    chance = random.Random(3)
+    drawn = Image.new("RGB", (1600, 1200), (250, 240, 200))
+    pen = ImageDraw.Draw(drawn)
+    for _ in range(300):
+        x, y = chance.randrange(1600), chance.randrange(1200)
+        pen.ellipse((x, y, x + 90, y + 90), fill=(*chance.randbytes(3),))
+    photographed = Image.blend(picture(1600, 1200), Image.effect_noise((1600, 1200), 90).convert("RGB"), 0.3)
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "photographed").mkdir()
+
+    kept, packed = pack_one(tmp_path / "drawn", "a.png", encode(drawn, "PNG"))
+    coded, _ = pack_one(tmp_path / "photographed", "a.png", encode(photographed, "PNG"))
+
+    assert (kept, coded) == ("001.png", "001.jpg")
+    assert difference(decode(packed), drawn.resize(decode(packed).size, Image.Resampling.LANCZOS)) == 0
+
+
 @pytest.mark.parametrize(("form", "suffix"), [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp")])
 def test_the_content_of_a_file_counts_and_not_its_suffix(tmp_path: Path, form: str, suffix: str) -> None:
     """Misnamed pictures are common; the archive names them for what they are."""

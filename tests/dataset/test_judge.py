@@ -12,6 +12,7 @@ from bfl_mcp.dataset import examine_dataset, read_dataset
 from bfl_mcp.dataset.findings import CHECKS, Finding
 from bfl_mcp.dataset.judge import judge
 from bfl_mcp.dataset.wording import has_word
+from tests.dataset.made import heic
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -239,7 +240,7 @@ def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
     exif = position()
     exif[0x0112] = 6
     photo(21).save(folder / "rotated.jpg", exif=exif)
-    (folder / "iphone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00heicmif1" + bytes(100))
+    (folder / "iphone.jpg").write_bytes(heic(photo(28)))
     (folder / "p2.txt").write_text("")
     (folder / "orphan.txt").write_text("a TOKBOT")
     (folder / "p3.txt").write_text("nobody special")
@@ -264,7 +265,7 @@ def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
         "tiny.png": "small",
         "recompressed.jpg": "similar-pictures",
         "rotated.jpg": "position-removed",
-        "iphone.jpg": "left-out-image",
+        "iphone.jpg": "some-captions",
         "p2.txt": "empty-caption",
         "orphan.txt": "orphan-caption",
         "p3.jpg": "trigger-missing",

@@ -106,14 +106,13 @@ async def test_a_dry_run_at_the_practice_trainer_says_practice(connect: Connect,
     assert "trains nothing" in facts["summary"]
 
 
-async def test_a_folder_of_iphone_pictures_says_what_to_do(connect: Connect, tmp_path: Path) -> None:
-    """HEIC is what phones make; "no image" alone would puzzle the person who sees forty."""
-    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
+async def test_what_was_left_out_of_a_folder_without_images_is_named(connect: Connect, tmp_path: Path) -> None:
+    """ "No image" alone would puzzle the person who sees forty."""
+    (tmp_path / "IMG_0001.NEF").write_bytes(b"II*\x00" + bytes(60))
     async with connect() as client:
         words = await refused(client, "create_finetune", {**REQUEST, "folder": f" '{tmp_path}'\n"})
 
-    assert "- IMG_0001.HEIC: HEIC cannot be read yet" in words
-    assert "export it as JPEG" in words
+    assert "- IMG_0001.NEF: a camera raw file; export it as JPEG" in words
 
 
 async def test_what_the_trainer_inside_cannot_store_costs_nothing(connect: Connect, home: Path, folder: Path) -> None:
