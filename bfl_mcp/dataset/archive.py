@@ -15,8 +15,9 @@ from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
-from bfl_mcp.dataset.images import PreparedImage, prepare_image
+from bfl_mcp.dataset.images import prepare_image
 from bfl_mcp.dataset.looks import Look
+from bfl_mcp.dataset.prepared import Identity, KnownPicture, PreparedPictures
 from bfl_mcp.errors import DatasetError, quote_name, quoted
 
 _COPY_BLOCK_BYTES: Final = 1 << 18
@@ -53,11 +54,19 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An image that decodes: what it looks like, its size on disk and in the archive."""
+    """An image that decodes: its clean form, and its size on disk."""
 
-    look: Look
+    picture: KnownPicture
     source_bytes: int
-    sent_bytes: int
+
+    @property
+    def look(self) -> Look:
+        return self.picture.look
+
+    @property
+    def sent_bytes(self) -> int:
+        """Its size in the archive."""
+        return self.picture.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,9 @@ class Examined:
 class _Ready:
     """An image whose turn to be written has come. `source` is open, and was checked when it was `identity`."""
 
-    image: PreparedImage
+    picture: KnownPicture
     source: BinaryIO
-    identity: tuple[int, int]
+    identity: Identity
 
 
 def pack_dataset(
@@ -83,16 +92,20 @@ def pack_dataset(
     *,
     max_images: int,
     max_megapixels: float,
+    pictures: PreparedPictures | None = None,
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Archive:
     """Decode every image and write the archive to a private temporary file, on all cores.
 
-    `on_image` gets the number of images done so far; whatever it raises ends the work.
+    What is in `pictures` is not decoded again, and what is decoded is kept there. `on_image` gets the number of images
+    done so far; whatever it raises ends the work.
 
     Raises:
         DatasetError: Something in the folder cannot be trained on; every fault is named.
     """
-    examined = examine_dataset(dataset, max_images=max_images, max_megapixels=max_megapixels, on_image=on_image)
+    examined = examine_dataset(
+        dataset, max_images=max_images, max_megapixels=max_megapixels, pictures=pictures, on_image=on_image
+    )
     if examined.archive is None:
         raise refusal(dataset, examined)
     return examined.archive
@@ -103,6 +116,7 @@ def examine_dataset(
     *,
     max_images: int,
     max_megapixels: float,
+    pictures: PreparedPictures | None = None,
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Examined:
     """The same, with what was seen on the way, and with faults in the place of a refusal."""
@@ -121,9 +135,10 @@ def examine_dataset(
         raise _no_room(error) from None
     try:
         # Decoding a thousand pictures to name their faults too would help nobody whose folder is the wrong one.
-        pictures = hashlib.sha256()
+        contents = hashlib.sha256()
         if count <= 2 * max_images:
-            _write_images(file, dataset, max_megapixels, (faults, seen), on_image, pictures.update)
+            prepared = _prepare_in_order(dataset, max_megapixels, pictures or PreparedPictures())
+            _write_images(file, prepared, (faults, seen), on_image, contents.update)
         if faults:
             _discard(file)
             return Examined(tuple(faults), seen, None)
@@ -137,7 +152,7 @@ def examine_dataset(
     except BaseException:
         _discard(file)
         raise
-    archive = Archive(file, size, digest, pictures.hexdigest(), count, dataset.captions, dataset.skipped)
+    archive = Archive(file, size, digest, contents.hexdigest(), count, dataset.captions, dataset.skipped)
     return Examined((), seen, archive)
 
 
@@ -172,32 +187,33 @@ def refusal(dataset: Dataset, examined: Examined) -> DatasetError:
 
 def _write_images(
     file: BinaryIO,
-    dataset: Dataset,
-    max_megapixels: float,
+    prepared: Iterator[tuple[ImageFile, Future[_Ready]]],
     into: tuple[list[Finding], dict[str, Seen]],
     on_image: Callable[[int], None],
     on_bytes: Callable[[bytes], None],
 ) -> None:
     faults, seen = into
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for number, (image, outcome) in enumerate(_prepare_in_order(dataset, max_megapixels), start=1):
+        for number, (image, outcome) in enumerate(prepared, start=1):
             try:
                 ready = outcome.result()
                 with ready.source:
-                    size_bytes = _write_image(archive, number, image, ready, on_bytes)
-                seen[image.path.name] = Seen(ready.image.look, ready.identity[0], size_bytes)
+                    _write_image(archive, number, image, ready, on_bytes)
+                seen[image.path.name] = Seen(ready.picture, ready.identity.size_bytes)
             except DatasetError as error:
                 faults.append(Finding("damaged-image", (quote_name(image.path.name),), str(error)))
             on_image(number)
 
 
-def _prepare_in_order(dataset: Dataset, max_megapixels: float) -> Iterator[tuple[ImageFile, Future[_Ready]]]:
+def _prepare_in_order(
+    dataset: Dataset, max_megapixels: float, pictures: PreparedPictures
+) -> Iterator[tuple[ImageFile, Future[_Ready]]]:
     """Prepare images on all cores, a few ahead of the one that is written, so that memory stays bounded."""
     waiting: deque[tuple[ImageFile, Future[_Ready]]] = deque()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bfl-mcp-image") as pool:
         try:
             for image in dataset.images:
-                waiting.append((image, pool.submit(_prepare, dataset, image, max_megapixels)))
+                waiting.append((image, pool.submit(_prepare, dataset, image, max_megapixels, pictures)))
                 if len(waiting) > _WORKERS:
                     yield waiting.popleft()
             while waiting:
@@ -213,62 +229,60 @@ def _close_source(future: Future[_Ready]) -> None:
         future.result().source.close()
 
 
-def _prepare(dataset: Dataset, image: ImageFile, max_megapixels: float) -> _Ready:
+def _prepare(dataset: Dataset, image: ImageFile, max_megapixels: float, pictures: PreparedPictures) -> _Ready:
     try:
         source = dataset.open(image)
     except OSError as error:
         raise DatasetError(f"it cannot be read: {why(error)}") from None
     try:
-        before = _identity(source)
-        prepared = prepare_image(source, max_megapixels)
-        if _identity(source) != before:
-            raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+        before = _identify(image, source, max_megapixels)
+        picture = pictures.find(before)
+        if picture is None:
+            prepared = prepare_image(source, max_megapixels)
+            if _identify(image, source, max_megapixels) != before:
+                raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+            picture = pictures.keep(before, prepared)
     except BaseException:
         source.close()
         raise
-    return _Ready(prepared, source, before)
+    return _Ready(picture, source, before)
 
 
-def _identity(file: BinaryIO) -> tuple[int, int]:
+def _identify(image: ImageFile, file: BinaryIO, max_megapixels: float) -> Identity:
     status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return Identity(os.fspath(image.path), status.st_size, *times, status.st_ino, max_megapixels)
 
 
 def _write_image(
     archive: zipfile.ZipFile, number: int, image: ImageFile, ready: _Ready, on_bytes: Callable[[bytes], None]
-) -> int:
-    """Write one image and its caption; the size of the image in bytes."""
-    name = f"{number:03}"
-    size = len(ready.image.encoded or b"") + sum(length for _, length in ready.image.kept)
-    on_bytes(ready.image.suffix.encode())
-    with archive.open(_entry(name + ready.image.suffix), "w") as target:
-
-        def write(block: bytes) -> None:
+) -> None:
+    """Write one image and its caption."""
+    name, picture = f"{number:03}", ready.picture
+    on_bytes(picture.suffix.encode())
+    with archive.open(_entry(name + picture.suffix), "w") as target:
+        for block in picture.coded.blocks() if picture.coded is not None else _read_kept(ready):
             target.write(block)
             on_bytes(block)
-
-        if ready.image.encoded is not None:
-            write(ready.image.encoded)
-        for offset, length in ready.image.kept:
-            _copy(ready.source, offset, length, write)
-    if _identity(ready.source) != ready.identity:
+    if _identify(image, ready.source, ready.identity.max_megapixels) != ready.identity:
         raise DatasetError("it changed while it was being read; try again when nothing writes to it")
     if image.caption is not None:
         archive.writestr(_entry(name + ".txt"), image.caption.encode())
-    return size
 
 
-def _copy(source: BinaryIO, offset: int, length: int, write: Callable[[bytes], object]) -> None:
-    source.seek(offset)
-    while length:
-        try:
-            block = source.read(min(length, _COPY_BLOCK_BYTES))
-        except OSError as error:
-            raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
-        if not block:
-            raise DatasetError("it became shorter while it was being read; try again when nothing writes to it")
-        write(block)
-        length -= len(block)
+def _read_kept(ready: _Ready) -> Iterator[bytes]:
+    for offset, length in ready.picture.kept:
+        ready.source.seek(offset)
+        left = length
+        while left:
+            try:
+                block = ready.source.read(min(left, _COPY_BLOCK_BYTES))
+            except OSError as error:
+                raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
+            if not block:
+                raise DatasetError("it became shorter while it was being read; try again when nothing writes to it")
+            yield block
+            left -= len(block)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -83,7 +83,7 @@ def _resized(picture: "Image.Image", side: int) -> "Image.Image":
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     # Whole pixels are averaged first: sharpness is about what is left of edges, and costs nothing so.
     return picture.resize(
-        size, Image.Resampling.BOX if picture.mode in ("1", "P") else Image.Resampling.LANCZOS, reducing_gap=2.0
+        size, Image.Resampling.BOX if picture.mode in ("1", "P") else Image.Resampling.LANCZOS, reducing_gap=1.1
     )
 
 

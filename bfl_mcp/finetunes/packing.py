@@ -17,6 +17,7 @@ from bfl_mcp.finetunes.provider import Provider
 
 if TYPE_CHECKING:
     from bfl_mcp.dataset import Access, Archive, Dataset, Examined
+    from bfl_mcp.dataset.prepared import PreparedPictures
 
 _ARCHIVES_KEPT: Final = 2
 
@@ -49,6 +50,7 @@ class Packing:
         self._provider = provider
         self._tasks = tasks
         self._folders: dict[str, Background[Packed]] = {}
+        self._pictures: PreparedPictures | None = None
 
     async def pack(self, folder: str, call: Call) -> Packed | None:
         """The folder's archive, packed anew where the folder has changed; None where that takes longer.
@@ -129,7 +131,9 @@ class Packing:
         return packing.doing if packing is not None else ""
 
     def close(self) -> None:
-        """Drop all archives that are finished."""
+        """Drop all archives that are finished, and all pictures."""
+        if self._pictures is not None:
+            self._pictures.forget()
         for folder in [folder for folder, packing in self._folders.items() if packing.is_finished]:
             self._forget(folder)
 
@@ -145,6 +149,11 @@ class Packing:
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:
         from bfl_mcp.dataset import examine_dataset, read_dataset
+        from bfl_mcp.dataset.prepared import PreparedPictures
+
+        if self._pictures is None:
+            self._pictures = PreparedPictures()
+        pictures = self._pictures
 
         def pack() -> Packed:
             stamp = self._stamp(folder)
@@ -160,6 +169,7 @@ class Packing:
                     dataset,
                     max_images=self._provider.max_images,
                     max_megapixels=self._settings.max_megapixels,
+                    pictures=pictures,
                     on_image=on_image,
                 )
             return Packed(dataset, examined, stamp)

@@ -106,7 +106,17 @@ async def test_checking_and_starting_decode_each_image_once(
             "create_finetune", {"folder": str(folder), "finetune_comment": "x", "mode": "style", "dry_run": True}
         )
 
-    assert len(opened) == 6
+        before = len(opened)
+        (folder / "p1.txt").write_text("a TOKBOT, described better")
+        again = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+        with_new_caption = len(opened)
+        photo(9).save(folder / "p2.jpg", quality=95)
+        await client.call_tool("check_dataset", {"folder": str(folder)})
+
+    assert before == with_new_caption == 6
+    assert again["captions"] == 6
+    # Saving it opened nothing; decoding it was one more.
+    assert len(opened) == 7
 
 
 async def test_a_concise_answer_stays_short_and_a_full_one_names_every_file(connect: Connect, tmp_path: Path) -> None:
