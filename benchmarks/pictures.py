@@ -1,6 +1,7 @@
-"""Folders of photograph-like pictures: 12 megapixels, noisy like a sensor, each different, made in seconds."""
+"""Folders of photograph-like pictures: noisy like a sensor, each different, made in seconds."""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,19 +11,19 @@ from typing import Any, Final
 
 from PIL import Image, ImageChops
 
-_SIZE: Final = (4000, 3000)
 _NOISES: Final = 6
 _QUALITIES: Final = range(86, 95)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How the pictures of a folder are coded. `orientation` None means no EXIF at all."""
+    """What the pictures of a folder are, 12 megapixels unless said. `orientation` None means no EXIF at all."""
 
     name: str
     form: str = "JPEG"
     orientation: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = (4000, 3000)
 
 
 KINDS: Final = (
@@ -34,15 +35,15 @@ KINDS: Final = (
 )
 
 
-def fill_folder(folder: Path, kind: Kind, megabytes: float) -> tuple[int, float]:
-    """Write pictures until they have so many megabytes together. Returns their number and megabytes."""
+def fill_folder(folder: Path, kind: Kind, megabytes: float = math.inf, most: float = math.inf) -> tuple[int, float]:
+    """Write pictures until they have so many megabytes together, or are so many. Returns their number and megabytes."""
     folder.mkdir(parents=True)
     workers = os.cpu_count() or 1
     files, written = 0, 0.0
-    pictures = _pictures()
+    pictures = _pictures(kind.size)
     with ThreadPoolExecutor(workers) as pool:
-        while written < megabytes:
-            batch = list(enumerate(itertools.islice(pictures, workers), start=files))
+        while written < megabytes and files < most:
+            batch = list(enumerate(itertools.islice(pictures, int(min(workers, most - files))), start=files))
             sizes = pool.map(lambda numbered: _write(folder, kind, *numbered), batch)
             written += sum(sizes) / 1e6
             files += len(batch)
@@ -60,11 +61,11 @@ def _write(folder: Path, kind: Kind, number: int, picture: Image.Image) -> int:
     return path.stat().st_size
 
 
-def _pictures() -> Iterator[Image.Image]:
+def _pictures(size: tuple[int, int]) -> Iterator[Image.Image]:
     """Gradients under noise, without end. Noise is dear, so few are made and each is moved along a little."""
-    light = Image.linear_gradient("L").resize(_SIZE)
-    colours = (light, Image.radial_gradient("L").resize(_SIZE), ImageChops.invert(light))
-    noises = [Image.effect_noise(_SIZE, 44) for _ in range(_NOISES)]
+    light = Image.linear_gradient("L").resize(size)
+    colours = (light, Image.radial_gradient("L").resize(size), ImageChops.invert(light))
+    noises = [Image.effect_noise(size, 44) for _ in range(_NOISES)]
     for number in itertools.count():
         noise = ImageChops.offset(noises[number % _NOISES], 1 + number // _NOISES, 0)
         yield Image.merge("RGB", [ImageChops.add(noise, colour, scale=2) for colour in colours])
