@@ -16,7 +16,9 @@ from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.provider import Provider
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Access, Archive, Dataset, Examined
+    from bfl_mcp.dataset.access import Access
+    from bfl_mcp.dataset.archive import Archive, Examined
+    from bfl_mcp.dataset.folder import Dataset
 
 _ARCHIVES_KEPT: Final = 2
 
@@ -60,7 +62,7 @@ class Packing:
         if packed is None:
             return None
         if packed.examined.archive is None:
-            from bfl_mcp.dataset import refusal
+            from bfl_mcp.dataset.archive import refusal
 
             raise refusal(packed.dataset, packed.examined)
         limit = self._provider.max_upload_bytes
@@ -144,7 +146,8 @@ class Packing:
             packing.result().close()
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:
-        from bfl_mcp.dataset import examine_dataset, read_dataset
+        from bfl_mcp.dataset.archive import examine_dataset
+        from bfl_mcp.dataset.folder import read_dataset
 
         def pack() -> Packed:
             stamp = self._stamp(folder)
@@ -169,7 +172,7 @@ class Packing:
 
     def access(self) -> "Access":
         """What may be read, because it is an agent that names the folders."""
-        from bfl_mcp.dataset import Access
+        from bfl_mcp.dataset.access import Access
 
         return Access.of_agents(self._settings)
 

@@ -38,7 +38,7 @@ from bfl_mcp.finetunes.viewed import Picture, view_image, view_page
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
-    from bfl_mcp.dataset import Archive
+    from bfl_mcp.dataset.archive import Archive
 
 logger = logging.getLogger(__name__)
 

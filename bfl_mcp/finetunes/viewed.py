@@ -10,8 +10,9 @@ from bfl_mcp.errors import DatasetError, quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import Packed
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Access, ImageFile
+    from bfl_mcp.dataset.access import Access
     from bfl_mcp.dataset.findings import Finding, Severity
+    from bfl_mcp.dataset.folder import ImageFile
 
 _CAPTION_SHOWN: Final = 160
 

@@ -115,7 +115,7 @@ async def write_captions(request: WriteCaptions, ctx: Context[App]) -> CaptionsW
     Never touches an image. Writes all captions of a call or none; old texts are kept, and mode undo brings them back.
     Use dry_run=true first to show the person what would change.
     """
-    from bfl_mcp.dataset import Access
+    from bfl_mcp.dataset.access import Access
     from bfl_mcp.dataset.captions import CaptionsAsked
     from bfl_mcp.dataset.captions import write_captions as write
 

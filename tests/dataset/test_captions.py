@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_REPLACED_CAPTION_BYTES
-from bfl_mcp.dataset import Access, read_dataset
+from bfl_mcp.dataset.access import Access
 from bfl_mcp.dataset.captioned import CaptionsWritten
 from bfl_mcp.dataset.captions import CaptionsAsked, write_captions
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.dataset.wording import decode_caption, encode_caption, has_word
 from bfl_mcp.errors import ConfigError, DatasetError
 from tests.pictures import fill_folder, picture
@@ -571,7 +572,7 @@ def test_a_full_disk_under_the_memory_changes_no_caption_either(desk: Desk) -> N
 _CRASH = """
 import os, signal, sys
 from pathlib import Path
-from bfl_mcp.dataset import Access
+from bfl_mcp.dataset.access import Access
 from bfl_mcp.dataset.captions import CaptionsAsked, write_captions
 
 def die(event, args):
