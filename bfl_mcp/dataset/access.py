@@ -9,8 +9,10 @@ regular `.txt`, replaced as a whole.
 
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,6 +43,10 @@ _NEW_FILE_FLAGS: Final = (
     os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 )
 _CAPTION_SUFFIX: Final = ".txt"
+
+_STAGED_NAME: Final = re.compile(r"\.bfl-mcp-[0-9a-f]{16}\.tmp")
+_LEFT_BEHIND_SECONDS: Final = 3600.0
+"""What is older, and still has a hidden name of ours, was left there by a process that was killed."""
 
 
 class OpenFolder:
@@ -99,7 +105,7 @@ class OpenFolder:
     def stage(self, name: str, content: bytes) -> str:
         """Write what a caption shall hold beside it, on disk for good; gives the hidden name it has until `replace`.
 
-        A crash leaves that hidden file, which nothing reads, and the old caption.
+        A crash leaves that hidden file, which nothing reads and `sweep` removes, and the old caption.
 
         Raises:
             OSError: There is no room, this user may not, or what has that name is no regular file.
@@ -149,6 +155,24 @@ class OpenFolder:
         path, folder = self._at(staged)
         with suppress(OSError):
             os.unlink(path, dir_fd=folder)
+
+    def left_behind(self) -> Iterator[tuple[str, os.stat_result]]:
+        """What a killed process left in it under a hidden name of ours an hour ago or earlier; with what it is.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        for name in [entry.name for entry in self.entries() if _STAGED_NAME.fullmatch(entry.name)]:
+            status = self.status(name)
+            if status is not None and status.st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
+                yield name, status
+
+    def sweep(self) -> None:
+        """Remove the files that killed processes left in it, where this user may."""
+        with suppress(OSError):
+            for name, status in self.left_behind():
+                if stat.S_ISREG(status.st_mode):
+                    self.discard(name)
 
     def sync(self) -> None:
         """Let the names of the files reach the disk, where the system can be asked for it."""
