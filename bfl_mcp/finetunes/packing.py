@@ -51,6 +51,7 @@ class Packing:
         self._provider = provider
         self._tasks = tasks
         self._folders: dict[str, Background[Packed]] = {}
+        self._is_closed = False
 
     async def pack(self, folder: str, call: Call) -> Packed | None:
         """The folder's archive, packed anew where the folder has changed; None where that takes longer.
@@ -104,16 +105,24 @@ class Packing:
                 del self._folders[folder]
             raise
 
-    def take(self, folder: str, packed: Packed) -> bool:
-        """Take an archive for sending, once: another request about the same folder may have been quicker.
+    def take(self, folder: str, packed: Packed) -> Background[Packed] | None:
+        """Take an archive, once: another request about the same folder may have been quicker, which gives None.
 
-        Whoever has taken it closes it.
+        Whoever has taken it closes it, or puts it back.
         """
         packing = self._folders.get(folder)
         if packing is None or not packing.is_finished or packing.failure is not None or packing.result() is not packed:
-            return False
+            return None
         del self._folders[folder]
-        return True
+        return packing
+
+    def put_back(self, folder: str, packing: Background[Packed]) -> None:
+        """Put an archive back that was taken and only read, for whoever needs it next."""
+        if self._is_closed or folder in self._folders:
+            # Nobody will need it, or somebody packed it anew meanwhile.
+            packing.result().close()
+        else:
+            self._folders[folder] = packing
 
     async def has_changed(self, folder: str, packed: Packed) -> bool:
         """Whether the folder looks different from when it was packed."""
@@ -131,7 +140,8 @@ class Packing:
         return packing.doing if packing is not None else ""
 
     def close(self) -> None:
-        """Drop all archives that are finished."""
+        """Drop all archives that are finished, and those that are put back later."""
+        self._is_closed = True
         for folder in [folder for folder, packing in self._folders.items() if packing.is_finished]:
             self._forget(folder)
 

@@ -251,6 +251,11 @@ class Starts:
         return await anyio.to_thread.run_sync(journal.find, finetune_id)
 
     @property
+    def packing(self) -> Packing:
+        """The archives, for what is done with them besides starting."""
+        return self._packing
+
+    @property
     def provider_url(self) -> str:
         """Address of the configured provider, empty for the trainer inside this process."""
         return self._provider.url or ""
