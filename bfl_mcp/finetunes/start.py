@@ -209,10 +209,10 @@ class Starts:
         packed = await self._packing.examine(folder, call)
         if packed is None:
             return None
-        access = self._packing.access()
+        access, home = self._packing.access(), self._settings.home
         if image is not None:
-            return await anyio.to_thread.run_sync(view_image, packed, access, image)
-        return await anyio.to_thread.run_sync(view_page, packed, access, page)
+            return await anyio.to_thread.run_sync(view_image, packed, access, image, home)
+        return await anyio.to_thread.run_sync(view_page, packed, access, page, home)
 
     def how_far(self, folder: str) -> str:
         """How far the examination of a folder is, in words."""

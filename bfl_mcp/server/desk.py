@@ -67,7 +67,7 @@ async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
     """Show the images of a local folder: a contact sheet of numbered, named tiles, or one image large. Free.
 
     Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
-    faults. Sends nothing and changes nothing.
+    faults. Sends nothing and changes nothing. Names a file with the picture, for a person whose host shows none.
     """
     starts = ctx.request_context.lifespan_context.starts
     picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
