@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bfl_mcp.config import Settings
-from bfl_mcp.dataset import read_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.server import build_server
 
 ROOT = Path(__file__).parents[1]

@@ -1,18 +1,4 @@
-"""A folder of images → findings, captions, one clean archive. Disk only, no network."""
+"""A folder of images → findings, captions, one clean archive. Disk only, no network.
 
-from bfl_mcp.dataset.access import Access
-from bfl_mcp.dataset.archive import Archive, Examined, examine_dataset, pack_dataset, refusal
-from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped, read_dataset
-
-__all__ = [
-    "Access",
-    "Archive",
-    "Dataset",
-    "Examined",
-    "ImageFile",
-    "Skipped",
-    "examine_dataset",
-    "pack_dataset",
-    "read_dataset",
-    "refusal",
-]
+Imports nothing, so that the words of the tools come without the decoders: take what you need from its module.
+"""

@@ -1,16 +1,18 @@
-"""Which folders may be read, and how they are read so that nothing can be swapped between the look and the reading.
+"""Which folders may be named, and how they are opened so that nothing is swapped between the look and the reading.
 
 An agent names the folder, so the name is checked like an attacker's: after all links are resolved it must lie in a
 folder that the person allowed, outside hidden folders and the server's own data. Where the system has `openat`, the
 folder is then opened step by step without following a link, and its files are opened through it: what was checked is
-what is read, whatever happens to the path meanwhile. The one kind of file that is ever written there is a caption, a
-regular `.txt`, replaced as a whole.
+what is read, whatever happens to the path meanwhile. Two things are ever written there: a caption, a regular `.txt`,
+replaced as a whole; and an export, under a name that nothing had. Until they are whole, both have a hidden name.
 """
 
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,10 +39,15 @@ _FILE_FLAGS: Final = (
     | getattr(os, "O_NOCTTY", 0)
 )
 # Nothing is there yet, or somebody else put it there.
-_NEW_FILE_FLAGS: Final = (
-    os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-)
+NEW_FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _CAPTION_SUFFIX: Final = ".txt"
+
+_STAGED_NAME: Final = re.compile(r"\.bfl-mcp-[0-9a-f]{16}\.tmp")
+# Windows and many disks take none of them in a name.
+_AWKWARD_CHARACTERS: Final = frozenset('\\:*?"<>|')
+
+_LEFT_BEHIND_SECONDS: Final = 3600.0
+"""What is older, and still has a hidden name of ours, was left there by a process that was killed."""
 
 
 class OpenFolder:
@@ -90,7 +97,7 @@ class OpenFolder:
         Raises:
             OSError: The system does not tell.
         """
-        path, folder = self._at(name)
+        path, folder = self.at(name)
         try:
             return os.stat(path, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
@@ -99,16 +106,16 @@ class OpenFolder:
     def stage(self, name: str, content: bytes) -> str:
         """Write what a caption shall hold beside it, on disk for good; gives the hidden name it has until `replace`.
 
-        A crash leaves that hidden file, which nothing reads, and the old caption.
+        A crash leaves that hidden file, which nothing reads and `sweep` removes, and the old caption.
 
         Raises:
             OSError: There is no room, this user may not, or what has that name is no regular file.
             ValueError: It is not the name of a caption.
         """
         old = self._check_caption(name)
-        staged = f".bfl-mcp-{secrets.token_hex(8)}.tmp"
-        path, folder = self._at(staged)
-        descriptor = os.open(path, _NEW_FILE_FLAGS, 0o666, dir_fd=folder)
+        staged = staged_name()
+        path, folder = self.at(staged)
+        descriptor = os.open(path, NEW_FILE_FLAGS, 0o666, dir_fd=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -130,8 +137,8 @@ class OpenFolder:
             ValueError: It is not the name of a caption.
         """
         self._check_caption(name)
-        source, folder = self._at(staged)
-        os.replace(source, self._at(name)[0], src_dir_fd=folder, dst_dir_fd=folder)
+        source, folder = self.at(staged)
+        os.replace(source, self.at(name)[0], src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove(self, name: str) -> None:
         """Remove a caption.
@@ -141,14 +148,32 @@ class OpenFolder:
             ValueError: It is not the name of a caption.
         """
         self._check_caption(name)
-        path, folder = self._at(name)
+        path, folder = self.at(name)
         os.unlink(path, dir_fd=folder)
 
     def discard(self, staged: str) -> None:
         """Remove what was staged and is not wanted any more."""
-        path, folder = self._at(staged)
+        path, folder = self.at(staged)
         with suppress(OSError):
             os.unlink(path, dir_fd=folder)
+
+    def left_behind(self) -> Iterator[tuple[str, os.stat_result]]:
+        """What a killed process left in it under a hidden name of ours an hour ago or earlier; with what it is.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        for name in [entry.name for entry in self.entries() if _STAGED_NAME.fullmatch(entry.name)]:
+            status = self.status(name)
+            if status is not None and status.st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
+                yield name, status
+
+    def sweep(self) -> None:
+        """Remove the files that killed processes left in it, where this user may."""
+        with suppress(OSError):
+            for name, status in self.left_behind():
+                if stat.S_ISREG(status.st_mode):
+                    self.discard(name)
 
     def sync(self) -> None:
         """Let the names of the files reach the disk, where the system can be asked for it."""
@@ -165,14 +190,35 @@ class OpenFolder:
         """
         if os.path.basename(name) != name or Path(name).suffix.lower() != _CAPTION_SUFFIX or "\0" in name:  # noqa: PTH119
             raise ValueError(f"{name!r} is not the name of a caption")
-        if self._descriptor is None and os.path.realpath(self.path) != str(self.path):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.check_is_here()
         status = self.status(name)
         if status is not None and not stat.S_ISREG(status.st_mode):
             raise OSError(f"{name} is not a regular file")
         return status
 
-    def _at(self, name: str) -> tuple[str, int | None]:
+    def check_is_here(self) -> None:
+        """Look whether its path still leads to it, where files in it can be named by path only.
+
+        Raises:
+            FileNotFoundError: It leads elsewhere.
+        """
+        if self._descriptor is None and os.path.realpath(self.path) != str(self.path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def enter(self, name: str) -> "OpenFolder":
+        """Open a folder directly in it, following no link.
+
+        Raises:
+            OSError: It is none, or cannot be opened.
+        """
+        path, folder = self.at(name)
+        if folder is None:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return OpenFolder(self.path / name, None)
+        return OpenFolder(self.path / name, os.open(path, os.O_RDONLY | _FOLDER_FLAGS, dir_fd=folder))
+
+    def at(self, name: str) -> tuple[str, int | None]:
         """How the system is told of a file in it: a path, and the folder to take it from."""
         return (os.fspath(self.path / name), None) if self._descriptor is None else (name, self._descriptor)
 
@@ -213,6 +259,30 @@ class Access:
         except (OSError, ValueError) as error:
             raise _cannot_open(path, real, error) from None
 
+    def open_parent(self, named: str | Path) -> tuple[OpenFolder, str]:
+        """Check and open the folder in which something new is to get a name, and give that name.
+
+        Raises:
+            DatasetError: Nothing may be made there, or under that name.
+        """
+        path = _read_name(str(named))
+        if path.name in ("", ".."):
+            raise DatasetError(f"{shown(path)} ends with no name for something new. {NOTHING} Give the whole path.")
+        if path.name.startswith("."):
+            raise DatasetError(f"{shown(path)} would be hidden. {NOTHING} Choose a name without a dot before it.")
+        if not path.name.isprintable() or _AWKWARD_CHARACTERS & set(path.name):
+            raise DatasetError(
+                f"The name {quoted(path.name)} holds a character that not every system takes in a name. {NOTHING} "
+                "Choose letters, digits, spaces, dots, - and _."
+            )
+        parent = self.open(path.parent)
+        if any(_is_same(parent.path / path.name, private) for private in self.private):
+            parent.close()
+            raise DatasetError(
+                f"{shown(path)} is for this server's own data. {NOTHING} Choose another name, or another folder."
+            )
+        return parent, path.name
+
     def _root_of(self, path: Path, real: Path) -> Path:
         """The folder below which the checks hold.
 
@@ -236,7 +306,7 @@ class Access:
                     f"{shown(path)} lies in the hidden folder {quoted(hidden.name)}, and hidden folders are never "
                     f"read. {NOTHING} Copy the pictures to a folder that is not hidden."
                 )
-        if any(_is_same(outer, private) for private in self.private for outer in (real, *real.parents)):
+        if any(lies_in(real, private) for private in self.private):
             raise DatasetError(
                 f"{shown(path)} holds this server's own data, which is never read as a dataset. {NOTHING} Name the "
                 "folder with the pictures."
@@ -249,6 +319,16 @@ class Access:
 
 ANYWHERE: Final = Access()
 """For a folder that the person names, rather than an agent."""
+
+
+def staged_name() -> str:
+    """A hidden name that nothing has, for what is not whole yet."""
+    return f".bfl-mcp-{secrets.token_hex(8)}.tmp"
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies below it, however the two are spelled or mounted."""
+    return any(_is_same(outer, folder) for outer in (path, *path.parents))
 
 
 def shown(path: Path) -> str:

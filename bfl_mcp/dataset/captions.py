@@ -48,6 +48,8 @@ def write_captions(asked: CaptionsAsked, access: Access, home: Path) -> Captions
     with read_dataset(asked.folder, access) as dataset:
         undo = UndoFile(home, dataset.folder)
         with nullcontext() if asked.dry_run else undo.own():
+            if not asked.dry_run:
+                dataset.source.sweep()
             desk = _Desk(dataset)
             past = undo.read()
             match asked.mode:

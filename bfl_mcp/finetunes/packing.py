@@ -16,7 +16,9 @@ from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.provider import Provider
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Access, Archive, Dataset, Examined
+    from bfl_mcp.dataset.access import Access
+    from bfl_mcp.dataset.archive import Archive, Examined
+    from bfl_mcp.dataset.folder import Dataset
     from bfl_mcp.dataset.prepared import PreparedPictures
 
 _ARCHIVES_KEPT: Final = 2
@@ -51,6 +53,7 @@ class Packing:
         self._tasks = tasks
         self._folders: dict[str, Background[Packed]] = {}
         self._pictures: PreparedPictures | None = None
+        self._is_closed = False
 
     async def pack(self, folder: str, call: Call) -> Packed | None:
         """The folder's archive, packed anew where the folder has changed; None where that takes longer.
@@ -62,7 +65,7 @@ class Packing:
         if packed is None:
             return None
         if packed.examined.archive is None:
-            from bfl_mcp.dataset import refusal
+            from bfl_mcp.dataset.archive import refusal
 
             raise refusal(packed.dataset, packed.examined)
         limit = self._provider.max_upload_bytes
@@ -104,16 +107,24 @@ class Packing:
                 del self._folders[folder]
             raise
 
-    def take(self, folder: str, packed: Packed) -> bool:
-        """Take an archive for sending, once: another request about the same folder may have been quicker.
+    def take(self, folder: str, packed: Packed) -> Background[Packed] | None:
+        """Take an archive, once: another request about the same folder may have been quicker, which gives None.
 
-        Whoever has taken it closes it.
+        Whoever has taken it closes it, or puts it back.
         """
         packing = self._folders.get(folder)
         if packing is None or not packing.is_finished or packing.failure is not None or packing.result() is not packed:
-            return False
+            return None
         del self._folders[folder]
-        return True
+        return packing
+
+    def put_back(self, folder: str, packing: Background[Packed]) -> None:
+        """Put an archive back that was taken and only read, for whoever needs it next."""
+        if self._is_closed or folder in self._folders:
+            # Nobody will need it, or somebody packed it anew meanwhile.
+            packing.result().close()
+        else:
+            self._folders[folder] = packing
 
     async def has_changed(self, folder: str, packed: Packed) -> bool:
         """Whether the folder looks different from when it was packed."""
@@ -131,7 +142,8 @@ class Packing:
         return packing.doing if packing is not None else ""
 
     def close(self) -> None:
-        """Drop all archives that are finished, and all pictures."""
+        """Drop all archives that are finished, and those that are put back later, and all pictures."""
+        self._is_closed = True
         if self._pictures is not None:
             self._pictures.forget()
         for folder in [folder for folder, packing in self._folders.items() if packing.is_finished]:
@@ -148,7 +160,8 @@ class Packing:
             packing.result().close()
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:
-        from bfl_mcp.dataset import examine_dataset, read_dataset
+        from bfl_mcp.dataset.archive import examine_dataset
+        from bfl_mcp.dataset.folder import read_dataset
         from bfl_mcp.dataset.prepared import PreparedPictures
 
         if self._pictures is None:
@@ -179,7 +192,7 @@ class Packing:
 
     def access(self) -> "Access":
         """What may be read, because it is an agent that names the folders."""
-        from bfl_mcp.dataset import Access
+        from bfl_mcp.dataset.access import Access
 
         return Access.of_agents(self._settings)
 

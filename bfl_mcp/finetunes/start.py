@@ -38,7 +38,7 @@ from bfl_mcp.finetunes.viewed import Picture, view_image, view_page
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
-    from bfl_mcp.dataset import Archive
+    from bfl_mcp.dataset.archive import Archive
 
 logger = logging.getLogger(__name__)
 
@@ -209,10 +209,10 @@ class Starts:
         packed = await self._packing.examine(folder, call)
         if packed is None:
             return None
-        access = self._packing.access()
+        access, home = self._packing.access(), self._settings.home
         if image is not None:
-            return await anyio.to_thread.run_sync(view_image, packed, access, image)
-        return await anyio.to_thread.run_sync(view_page, packed, access, page)
+            return await anyio.to_thread.run_sync(view_image, packed, access, image, home)
+        return await anyio.to_thread.run_sync(view_page, packed, access, page, home)
 
     def how_far(self, folder: str) -> str:
         """How far the examination of a folder is, in words."""
@@ -249,6 +249,11 @@ class Starts:
         """The start that made a finetune, if the journal knows it."""
         journal = await self.journal()
         return await anyio.to_thread.run_sync(journal.find, finetune_id)
+
+    @property
+    def packing(self) -> Packing:
+        """The archives, for what is done with them besides starting."""
+        return self._packing
 
     @property
     def provider_url(self) -> str:

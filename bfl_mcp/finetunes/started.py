@@ -14,7 +14,7 @@ from bfl_mcp.finetunes.spend import Quote
 from bfl_mcp.finetunes.status import StartState
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Archive
+    from bfl_mcp.dataset.archive import Archive
 
 _SKIPPED_LISTED: Final = 40
 

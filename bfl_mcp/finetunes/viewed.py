@@ -2,16 +2,19 @@
 
 import unicodedata
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pydantic import BaseModel
 
+from bfl_mcp.contract import MAX_PATH_CHARACTERS
 from bfl_mcp.errors import DatasetError, quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import Packed
 
 if TYPE_CHECKING:
-    from bfl_mcp.dataset import Access, ImageFile
+    from bfl_mcp.dataset.access import Access
     from bfl_mcp.dataset.findings import Finding, Severity
+    from bfl_mcp.dataset.folder import ImageFile
 
 _CAPTION_SHOWN: Final = 160
 
@@ -23,8 +26,8 @@ class Picture(BaseModel):
     jpeg: bytes
 
 
-def view_page(packed: Packed, access: "Access", page: int) -> Picture:
-    """A page of the contact sheet.
+def view_page(packed: Packed, access: "Access", page: int, home: Path) -> Picture:
+    """A page of the contact sheet, kept as a file below `home` too.
 
     Raises:
         DatasetError: There is no such page, or the folder can no longer be read.
@@ -60,12 +63,12 @@ def view_page(packed: Packed, access: "Access", page: int) -> Picture:
     lines = [f"Page {page} of {pages} of {folder}: images {first + 1} to {first + len(shown)} of {len(images)}.", ""]
     for tile, image in zip(tiles, shown, strict=True):
         lines += _about(f"{tile.number}. {tile.name}", image, findings.get(tile.name, []))
-    lines += ["", f"Next: {_next(page, pages)}"]
+    lines += ["", _where(jpeg, home), "", f"Next: {_next(page, pages)}"]
     return Picture(text="\n".join(lines), jpeg=jpeg)
 
 
-def view_image(packed: Packed, access: "Access", name: str) -> Picture:
-    """One image large.
+def view_image(packed: Packed, access: "Access", name: str, home: Path) -> Picture:
+    """One image large, kept as a file below `home` too.
 
     Raises:
         DatasetError: There is no such image, or it cannot be decoded or read any more.
@@ -86,8 +89,22 @@ def view_image(packed: Packed, access: "Access", name: str) -> Picture:
     size = f", {seen.look.width} × {seen.look.height} pixels" if seen is not None else ""
     findings = _by_file(judge(packed.dataset, packed.examined, None)).get(shown, [])
     lines = [f"{quoted(image.path)}{size}.", "", *_about(shown, image, findings)]
+    lines += ["", _where(jpeg, home)]
     lines += ["", "Next: view_dataset without image shows all of them; write_captions writes what it shows."]
     return Picture(text="\n".join(lines), jpeg=jpeg)
+
+
+def _where(jpeg: bytes, home: Path) -> str:
+    """Where a person finds the picture whose host shows none."""
+    from bfl_mcp.dataset.album import album_folder, keep_picture
+
+    try:
+        return f"This picture as a file: {quoted(keep_picture(home, jpeg), MAX_PATH_CHARACTERS)}"
+    except OSError as error:
+        return (
+            f"This picture could not be kept as a file in {quoted(album_folder(home), MAX_PATH_CHARACTERS)}: "
+            f"{quote_foreign(error.strerror or error)}."
+        )
 
 
 def _find(packed: Packed, name: str) -> "ImageFile":

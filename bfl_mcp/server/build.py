@@ -19,6 +19,7 @@ from bfl_mcp.config import Settings, is_bfl_host
 from bfl_mcp.errors import ConfigError, quote_foreign, quoted
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.export import Exports
 from bfl_mcp.finetunes.provider import choose_provider
 from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.server import tools as our
@@ -34,7 +35,8 @@ Finetunes FLUX image models from a local folder of pictures, over Black Forest L
 1. Ask the person for the folder, what it shows (mode) and a trigger word. Never guess a folder.
 2. check_dataset judges the folder: tell the person its findings. view_dataset shows the images; write_captions \
 writes captions for what you see, once the person agrees. create_finetune with dry_run=true shows what would be sent. \
-Show the person the result before starting for real.
+Show the person the result before starting for real. For another trainer, export_dataset writes the same clean copy to \
+the disk instead.
 3. create_finetune starts one training and returns its finetune_id. Where it costs money it first asks the person, or \
 asks you to ask them. A repeat is not sent again.
 4. get_finetune_details with wait_seconds=45 follows it; repeat until the state is ready or failed.
@@ -167,12 +169,15 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
     async def lifespan(_: MCPServer[App]) -> AsyncIterator[App]:
         connection = Connection(settings, transport)
         async with anyio.create_task_group() as tasks:
-            starts = Starts(settings, choose_provider(settings), connection.client, tasks)
+            provider = choose_provider(settings)
+            starts = Starts(settings, provider, connection.client, tasks)
+            exports = Exports(settings, provider, starts.packing, tasks)
             server.starts = starts
             try:
-                yield App(connection, starts, settings)
+                yield App(connection, starts, exports, settings)
             finally:
                 await starts.close()
+                exports.close()
                 tasks.cancel_scope.cancel()
         await connection.aclose()
 

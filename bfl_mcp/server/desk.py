@@ -1,4 +1,4 @@
-"""The tools of the dataset desk: check_dataset, view_dataset and write_captions."""
+"""The tools of the dataset desk: check_dataset, view_dataset, write_captions and export_dataset."""
 
 import anyio.to_thread
 from mcp.server.mcpserver import Context
@@ -15,7 +15,7 @@ from bfl_mcp.contract import (
 from bfl_mcp.dataset.captioned import CaptionsWritten, Mode
 from bfl_mcp.errors import DatasetError
 from bfl_mcp.finetunes.checked import DatasetChecked, Detail
-from bfl_mcp.finetunes.start import Starts
+from bfl_mcp.finetunes.exported import DatasetExported
 from bfl_mcp.finetunes.viewed import Picture
 from bfl_mcp.server.schema import make_tool
 from bfl_mcp.server.tools import IN_HAND, App, FolderInput
@@ -47,7 +47,7 @@ async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChec
         request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
     )
     if checked is None:
-        raise _still_looking(starts, request.folder, "check_dataset")
+        raise _not_yet(f"Still looking at the folder: {starts.how_far(request.folder)}", "check_dataset")
     return checked
 
 
@@ -67,19 +67,18 @@ async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
     """Show the images of a local folder: a contact sheet of numbered, named tiles, or one image large. Free.
 
     Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
-    faults. Sends nothing and changes nothing.
+    faults. Sends nothing and changes nothing. Names a file with the picture, for a person whose host shows none.
     """
     starts = ctx.request_context.lifespan_context.starts
     picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
     if picture is None:
-        raise _still_looking(starts, request.folder, "view_dataset")
+        raise _not_yet(f"Still looking at the folder: {starts.how_far(request.folder)}", "view_dataset")
     return picture
 
 
-def _still_looking(starts: Starts, folder: str, tool: str) -> DatasetError:
+def _not_yet(doing: str, tool: str) -> DatasetError:
     return DatasetError(
-        f"Still looking at the folder: {starts.how_far(folder)}. The work goes on: call {tool} again with the same "
-        "arguments. Nothing was sent or charged."
+        f"{doing}. The work goes on: call {tool} again with the same arguments. Nothing was sent or charged."
     )
 
 
@@ -115,7 +114,7 @@ async def write_captions(request: WriteCaptions, ctx: Context[App]) -> CaptionsW
     Never touches an image. Writes all captions of a call or none; old texts are kept, and mode undo brings them back.
     Use dry_run=true first to show the person what would change.
     """
-    from bfl_mcp.dataset import Access
+    from bfl_mcp.dataset.access import Access
     from bfl_mcp.dataset.captions import CaptionsAsked
     from bfl_mcp.dataset.captions import write_captions as write
 
@@ -123,6 +122,30 @@ async def write_captions(request: WriteCaptions, ctx: Context[App]) -> CaptionsW
     pairs = tuple((caption.file, caption.text) for caption in request.captions)
     asked = CaptionsAsked(request.folder, pairs, request.mode, request.trigger_word, request.dry_run)
     return await anyio.to_thread.run_sync(write, asked, Access.of_agents(settings), settings.home)
+
+
+class ExportDataset(FolderInput):
+    """Arguments of export_dataset."""
+
+    to: str = Field(
+        min_length=1,
+        max_length=MAX_PATH_CHARACTERS,
+        description="Whole path of what to make, outside folder: a new folder, or with .zip at its end an archive. "
+        "Nothing may be there yet.",
+    )
+
+
+async def export_dataset(request: ExportDataset, ctx: Context[App]) -> DatasetExported:
+    """Write a clean copy of a local folder of images to disk, for other trainers: a new folder or a ZIP. Free.
+
+    The same images and captions that create_finetune would send, named 001.jpg and 001.txt and so on, without a limit
+    of the provider. Sends nothing, changes no file and never overwrites one. Refuses a bad folder with all its faults.
+    """
+    app = ctx.request_context.lifespan_context
+    exported = await app.exports.export(request.folder, request.to, IN_HAND.get().call)
+    if exported is None:
+        raise _not_yet(f"Still exporting: {app.exports.how_far(request.folder, request.to)}", "export_dataset")
+    return exported
 
 
 DESK_TOOLS = [
@@ -157,6 +180,18 @@ DESK_TOOLS = [
             # What is written over is kept.
             destructive_hint=False,
             idempotent_hint=True,
+            open_world_hint=False,
+        ),
+    ),
+    make_tool(
+        export_dataset,
+        title="Export a clean copy of a folder",
+        annotations=ToolAnnotations(
+            title="Export a clean copy of a folder",
+            read_only_hint=False,
+            destructive_hint=False,
+            # What is there is never overwritten, so that a second call is refused.
+            idempotent_hint=False,
             open_world_hint=False,
         ),
     ),

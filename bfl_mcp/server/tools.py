@@ -23,6 +23,7 @@ from bfl_mcp.contract import (
 )
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.export import Exports
 from bfl_mcp.finetunes.lookup import find_status
 from bfl_mcp.finetunes.start import StartRequest, Starts
 from bfl_mcp.finetunes.started import FinetuneStarted
@@ -67,6 +68,7 @@ class App:
 
     connection: "Connection"
     starts: Starts
+    exports: Exports
     settings: Settings
 
 

@@ -55,6 +55,7 @@ def test_the_inspector_lists_the_tools_and_finds_their_schemas_portable(home: Pa
         "check_dataset",
         "view_dataset",
         "write_captions",
+        "export_dataset",
         "create_finetune",
         "get_finetune_details",
     ]

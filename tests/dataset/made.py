@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from bfl_mcp.dataset import pack_dataset, read_dataset
+from bfl_mcp.dataset.archive import pack_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.dataset.images import reads_heic
 from bfl_mcp.errors import DatasetError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bfl_mcp.dataset import Access, pack_dataset, read_dataset
-from bfl_mcp.dataset.access import why
+from bfl_mcp.dataset.access import Access, why
+from bfl_mcp.dataset.archive import pack_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.errors import DatasetError
 from tests.pictures import fill_folder
 

@@ -22,7 +22,8 @@ from PIL import ImageStat
 if sys.platform != "linux":
     pytest.skip("names of any bytes are Linux's", allow_module_level=True)
 
-from bfl_mcp.dataset import Archive, pack_dataset, read_dataset
+from bfl_mcp.dataset.archive import Archive, pack_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.errors import DatasetError, quote_name
 from tests.dataset.folders import Picture, Plan, plans
 from tests.dataset.made import decode

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bfl_mcp.dataset import Archive, pack_dataset, read_dataset
+from bfl_mcp.dataset.archive import Archive, pack_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.errors import DatasetError
 from tests.dataset.made import encode, pack, refusal
 from tests.pictures import fill_folder, picture

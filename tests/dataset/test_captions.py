@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_REPLACED_CAPTION_BYTES
-from bfl_mcp.dataset import Access, read_dataset
+from bfl_mcp.dataset.access import Access
 from bfl_mcp.dataset.captioned import CaptionsWritten
 from bfl_mcp.dataset.captions import CaptionsAsked, write_captions
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.dataset.wording import decode_caption, encode_caption, has_word
 from bfl_mcp.errors import ConfigError, DatasetError
 from tests.pictures import fill_folder, picture
@@ -571,7 +573,7 @@ def test_a_full_disk_under_the_memory_changes_no_caption_either(desk: Desk) -> N
 _CRASH = """
 import os, signal, sys
 from pathlib import Path
-from bfl_mcp.dataset import Access
+from bfl_mcp.dataset.access import Access
 from bfl_mcp.dataset.captions import CaptionsAsked, write_captions
 
 def die(event, args):
@@ -599,6 +601,39 @@ def test_a_crash_before_the_rename_leaves_the_old_text(desk: Desk, dies_at: str)
     assert (desk.folder / "a.txt").read_text() == ("old" if dies_at == "a.txt" else "new\n")
     desk(mode="undo")
     assert desk.captions() == {"a.jpg": "old", "b.jpg": "old", "c.jpg": None}
+
+
+def test_what_a_killed_write_left_goes_with_a_later_one(desk: Desk) -> None:
+    """An hour later nobody writes it any more; until then it may be another server's, at work."""
+    subprocess.run([sys.executable, "-c", _CRASH, str(desk.folder), str(desk.home), "a.txt"], check=False, timeout=30)
+    left = sorted(desk.folder.glob(".bfl-mcp-*.tmp"))
+    an_hour_ago = time.time() - 3601
+    os.utime(left[0], (an_hour_ago, an_hour_ago))
+
+    desk(("c.jpg", "a text"), dry_run=True)
+    after_a_preview = sorted(desk.folder.glob(".bfl-mcp-*.tmp"))
+    desk(("c.jpg", "a text"))
+
+    assert len(left) == 2
+    assert after_a_preview == left
+    assert sorted(desk.folder.glob(".bfl-mcp-*.tmp")) == left[1:]
+
+
+def test_only_plain_files_of_our_own_naming_are_swept(desk: Desk) -> None:
+    """What else is hidden there is somebody's, however old."""
+    old = desk.folder / ".bfl-mcp-0123456789abcdef.tmp"
+    others = [".bfl-mcp-0123456789abcdef.tmp~", "x.bfl-mcp-0123456789abcdef.tmp", ".bfl-mcp-notes.tmp", ".notes"]
+    for name in (old.name, *others):
+        (desk.folder / name).write_text("")
+    (desk.folder / ".bfl-mcp-1123456789abcdef.tmp").mkdir()
+    (desk.folder / ".bfl-mcp-2123456789abcdef.tmp").symlink_to("a.jpg")
+    for path in desk.folder.iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    before = contents(desk.folder)
+
+    desk(("c.jpg", "a text"))
+
+    assert before.keys() - contents(desk.folder).keys() == {old.name}
 
 
 _EDIT = _CRASH.replace("os.fspath(args[1]) == sys.argv[3]", "str(args[1]).endswith('.json')").replace(

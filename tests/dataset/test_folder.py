@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bfl_mcp.dataset import read_dataset
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.errors import DatasetError
 from tests.dataset.made import encode, refusal
 from tests.pictures import fill_folder, picture

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from bfl_mcp.dataset import examine_dataset, read_dataset
+from bfl_mcp.dataset.archive import examine_dataset
 from bfl_mcp.dataset.findings import CHECKS, Finding
+from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.dataset.judge import judge
 from bfl_mcp.dataset.wording import has_word
 from tests.dataset.made import heic

@@ -86,6 +86,7 @@ async def test_tools_have_titles_hints_and_short_descriptions(settings: Settings
         "check_dataset": (True, False, False),
         "view_dataset": (True, False, False),
         "write_captions": (False, False, False),
+        "export_dataset": (False, False, False),
         "create_finetune": (False, True, True),
         "get_finetune_details": (True, False, True),
     }

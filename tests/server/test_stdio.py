@@ -245,7 +245,8 @@ async def test_both_eras_work_over_stdio(home: Path, mode: str) -> None:
     async with Client(server, mode=mode) as client:
         names = [tool.name for tool in (await client.list_tools()).tools]
 
-    assert names == ["check_dataset", "view_dataset", "write_captions", "create_finetune", "get_finetune_details"]
+    desk = ["check_dataset", "view_dataset", "write_captions", "export_dataset"]
+    assert names == [*desk, "create_finetune", "get_finetune_details"]
 
 
 async def test_the_example_configuration_starts_the_server(home: Path, tmp_path: Path) -> None:

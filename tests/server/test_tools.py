@@ -436,7 +436,8 @@ async def test_an_unknown_tool_names_the_known_ones(connect: Connect) -> None:
     async with connect() as client:
         words = await refused(client, "start_finetune", {})
 
-    assert "check_dataset, view_dataset, write_captions, create_finetune, get_finetune_details" in words
+    known = "check_dataset, view_dataset, write_captions, export_dataset, create_finetune, get_finetune_details"
+    assert known in words
 
 
 async def test_a_fault_of_our_own_is_one_safe_sentence(

@@ -2,6 +2,9 @@
 
 import base64
 import io
+import re
+import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,69 @@ async def test_one_image_is_shown_large(connect: Connect, folder: Path) -> None:
     assert "4000 × 3000" in text
     assert "There is no image" in words
     assert "large.jpg" in words
+
+
+async def test_what_is_shown_is_a_file_too(connect: Connect, home: Path, folder: Path) -> None:
+    """For a person whose host shows no pictures: the very same JPEG, private, and one file for one view."""
+    async with connect() as client:
+        result = await client.call_tool("view_dataset", {"folder": str(folder)})
+        text, _ = seen(result)
+        again, _ = await view(client, folder)
+        large, _ = await view(client, folder, image="p0.jpg")
+
+    image = result.content[1]
+    assert isinstance(image, ImageContent)
+    path = named_file(text)
+    assert path.read_bytes() == base64.b64decode(image.data)
+    assert named_file(again) == path
+    assert sorted((home / "sheets").iterdir()) == sorted([path, named_file(large)])
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (home / "sheets", path)] == [0o700, 0o600]
+
+
+def named_file(text: str) -> Path:
+    [named] = re.findall(r"^This picture as a file: '(.+)'$", text, re.MULTILINE)
+    return Path(named)
+
+
+async def test_what_was_shown_is_no_dataset(connect: Connect, home: Path, folder: Path) -> None:
+    """It lies among the server's own data, which an agent cannot name."""
+    async with connect() as client:
+        await view(client, folder)
+        words = await refused(client, "view_dataset", {"folder": str(home / "sheets")})
+
+    assert "own data" in words
+
+
+async def test_a_full_disk_loses_no_answer(connect: Connect, home: Path, folder: Path) -> None:
+    """The picture itself is on its way to the host; only the file is missing, and that is said."""
+    async with connect() as client:
+        await view(client, folder)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            text, _ = await view(client, folder, image="p0.jpg")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert f"could not be kept as a file in '{home / 'sheets'}': File too large." in text
+    assert text.splitlines()[-1].startswith("Next: ")
+    assert len(list((home / "sheets").iterdir())) == 1
+
+
+async def test_a_place_for_files_that_cannot_be_made_loses_no_answer(
+    connect: Connect, home: Path, folder: Path
+) -> None:
+    """Something lies in its way."""
+    put_in_the_way(home / "sheets")
+    async with connect() as client:
+        text, _ = await view(client, folder)
+
+    assert "could not be kept as a file" in text
+
+
+def put_in_the_way(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("in the way")
 
 
 async def test_noise_that_no_jpeg_can_press_stays_below_the_limit(connect: Connect, tmp_path: Path) -> None:
