@@ -35,7 +35,7 @@ class Exports:
         # Other trainers take more images than BFL's hosts do.
         self._for_many = packing
         if provider.max_images < MAX_IMAGES:
-            self._for_many = Packing(settings, replace(provider, max_images=MAX_IMAGES), tasks)
+            self._for_many = Packing(settings, replace(provider, max_images=MAX_IMAGES), tasks, packing)
         self._writing: dict[_Key, Background[DatasetExported]] = {}
 
     async def export(self, folder: str, to: str, call: Call) -> DatasetExported | None:

@@ -47,11 +47,15 @@ class Packed:
 class Packing:
     """The archives of one server process."""
 
-    def __init__(self, settings: Settings, provider: Provider, tasks: TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, provider: Provider, tasks: TaskGroup, sharing: "Packing | None" = None
+    ) -> None:
+        """`sharing` lends the pictures that it has prepared, and takes those of this one."""
         self._settings = settings
         self._provider = provider
         self._tasks = tasks
         self._folders: dict[str, Background[Packed]] = {}
+        self._sharing = sharing
         self._pictures: PreparedPictures | None = None
         self._is_closed = False
 
@@ -141,6 +145,16 @@ class Packing:
         packing = self._folders.get(folder)
         return packing.doing if packing is not None else ""
 
+    def pictures(self) -> "PreparedPictures":
+        """The pictures that were prepared so far, whatever folder they are of."""
+        if self._sharing is not None:
+            return self._sharing.pictures()
+        if self._pictures is None:
+            from bfl_mcp.dataset.prepared import PreparedPictures
+
+            self._pictures = PreparedPictures()
+        return self._pictures
+
     def close(self) -> None:
         """Drop all archives that are finished, and those that are put back later, and all pictures."""
         self._is_closed = True
@@ -160,15 +174,10 @@ class Packing:
             packing.result().close()
 
     async def _work(self, folder: str, work: Background[Packed]) -> Packed:
-        from bfl_mcp.dataset.archive import examine_dataset
-        from bfl_mcp.dataset.folder import read_dataset
-        from bfl_mcp.dataset.prepared import PreparedPictures
-
-        if self._pictures is None:
-            self._pictures = PreparedPictures()
-        pictures = self._pictures
-
         def pack() -> Packed:
+            from bfl_mcp.dataset.archive import examine_dataset
+            from bfl_mcp.dataset.folder import read_dataset
+
             stamp = self._stamp(folder)
             total = 0
 
@@ -182,7 +191,7 @@ class Packing:
                     dataset,
                     max_images=self._provider.max_images,
                     max_megapixels=self._settings.max_megapixels,
-                    pictures=pictures,
+                    pictures=self.pictures(),
                     on_image=on_image,
                 )
             return Packed(dataset, examined, stamp)
