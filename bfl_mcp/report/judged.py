@@ -20,6 +20,9 @@ SEVERITIES = ("fault", "warning", "change", "info")
 PLURALS = {"fault": "Faults", "warning": "Warnings", "change": "Changes", "info": "Notes"}
 """What many findings of a severity are called."""
 
+SIGNS = {"fault": "✗", "warning": "!", "change": "~", "info": "i"}
+"""What stands for a severity beside its colour, for whoever sees none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

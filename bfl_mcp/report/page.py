@@ -18,7 +18,7 @@ from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import ImageFile
 from bfl_mcp.errors import quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import megabytes
-from bfl_mcp.report.judged import PLURALS, SEVERITIES, Judged
+from bfl_mcp.report.judged import PLURALS, SEVERITIES, SIGNS, Judged
 from bfl_mcp.report.target import MARK
 from bfl_mcp.report.tiles import Tile
 
@@ -27,7 +27,6 @@ _CAPTION_OPEN: Final = 240
 _CAPTION_SHOWN: Final = 4000
 _TOGETHER: Final = 3
 
-_SIGNS: Final = {"fault": "✗", "warning": "!", "change": "~", "info": "i"}
 _SINGULARS: Final = {"fault": "Fault", "warning": "Warning", "change": "Change", "info": "Note"}
 _VERDICTS: Final = {"ready": "fine", "ready with warnings": "warning", "not ready": "fault"}
 
@@ -203,7 +202,7 @@ def _file(name: str, numbers: dict[str, int]) -> str:
 
 def _badge(severity: str) -> str:
     return (
-        f'<span class="badge {severity}"><span class="sign" aria-hidden="true">{_SIGNS[severity]}</span>'
+        f'<span class="badge {severity}"><span class="sign" aria-hidden="true">{SIGNS[severity]}</span>'
         f'<span class="word">{_SINGULARS[severity]}</span></span>'
     )
 

@@ -11,7 +11,7 @@ from typing import Final, Self, TextIO
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.errors import quoted
 from bfl_mcp.finetunes.packing import megabytes
-from bfl_mcp.report.judged import PLURALS, SEVERITIES, Judged
+from bfl_mcp.report.judged import PLURALS, SEVERITIES, SIGNS, Judged
 
 _WIDEST: Final = 100
 _NARROWEST: Final = 24
@@ -23,7 +23,6 @@ _FINDINGS_SHOWN: Final = 20
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _BLUE = "1", "2", "31", "32", "33", "36"
 _COLOURS: Final = {"fault": _RED, "warning": _YELLOW, "change": _BLUE, "info": _BLUE}
-_SIGNS: Final = {"fault": "✗", "warning": "!", "change": "~", "info": "i"}
 _VERDICTS: Final = {"ready": ("✓", _GREEN), "ready with warnings": ("!", _YELLOW), "not ready": ("✗", _RED)}
 
 
@@ -93,7 +92,7 @@ def facts(judged: Judged) -> Iterator[tuple[str, str]]:
 
 
 def _tell_check(code: str, found: list[Finding], terminal: Terminal) -> Iterator[str]:
-    sign = terminal.paint(_SIGNS[found[0].severity], _COLOURS[found[0].severity])
+    sign = terminal.paint(SIGNS[found[0].severity], _COLOURS[found[0].severity])
     yield f"  {sign} {terminal.paint(code, _BOLD)}"
     for finding in found[:_FINDINGS_SHOWN]:
         yield from terminal.lines(finding.sentence, 6)
