@@ -42,12 +42,40 @@ def main(arguments: list[str] | None = None) -> int:
         "The practice trainer goes through the motions; nothing is trained, nothing leaves this machine.",
     )
     demo.add_argument("folder", nargs="?", type=Path, help="folder of images; default: the examples of this project")
+    _add_check(commands)
     chosen = parser.parse_args(arguments)
+    if chosen.command == "check":
+        from bfl_mcp.report.judged import Wanted
+        from bfl_mcp.report.run import Asked, run_check
+
+        wanted = Wanted(chosen.mode, chosen.trigger_word, chosen.iterations)
+        return run_check(Asked(chosen.folder, wanted, chosen.html, chosen.json))
     if chosen.command == "demo":
         from bfl_mcp.demo import run_demo
 
         return run_demo(chosen.folder)
     return _serve(chosen.allow)
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="judge a folder of images for training: faults, warnings, and what will be changed in the copy",
+        description="Look at every image and caption of a folder, as the tool check_dataset does, and print what was "
+        "found: damage, size, blur, duplicates, captions. Sends nothing, and changes nothing in the folder.",
+        epilog="Exit status: 0 ready, 1 ready with warnings, 2 not ready. A folder that cannot be read, and a report "
+        "that cannot be written, are 2 as well, with a sentence on standard error.",
+    )
+    check.add_argument("folder", help="folder with the images directly in it")
+    check.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the report as one page with small pictures, too; nothing is written over but an earlier report",
+    )
+    check.add_argument("--json", action="store_true", help="print what check_dataset answers with detail=full, as JSON")
+    check.add_argument("--mode", help="what the images teach, as in create_finetune, for the checks that depend on it")
+    check.add_argument("--trigger-word", metavar="WORD", help="check that the captions hold it")
+    check.add_argument("--iterations", type=int, metavar="N", help="training steps, to tell the price")
 
 
 def _serve(allowed: list[str] | None) -> int:

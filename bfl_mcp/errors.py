@@ -5,6 +5,7 @@ BFLError
 │   └── JournalError             the journal cannot be read or written (finetunes.journal)
 ├── DatasetError                 the image folder cannot be trained on, or captioned; carries every fault found
 ├── SpendRefusedError            money would be spent that nobody agreed to (finetunes.spend)
+├── ReportError                  a report cannot be written where it is wanted (report.target)
 └── APIError                     the API refused, or could not be reached; nothing was started
     ├── TrainingClosedError      BFL's hosts no longer train; nothing was uploaded
     ├── NotFoundError            the API answers, and knows no such finetune

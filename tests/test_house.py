@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "finetunes": {"client", "dataset"},
     "server": {"finetunes", "client", "dataset", "trainer"},
     "trainer": {"dataset"},
+    "report": {"dataset", "finetunes"},
     "demo": set(),
-    "cli": {"server", "demo", "trainer", "dataset"},
+    "cli": {"server", "report", "demo", "trainer", "dataset"},
     "__main__": {"cli"},
     "__init__": set(),
 }
