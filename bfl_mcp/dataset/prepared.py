@@ -11,7 +11,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from io import BytesIO
+from typing import BinaryIO, Final, NamedTuple
 
 from bfl_mcp.dataset.images import PreparedImage
 from bfl_mcp.dataset.kept import Ranges
@@ -93,6 +94,14 @@ class KnownPicture:
     @property
     def size_bytes(self) -> int:
         return self.coded.length if self.coded is not None else sum(length for _, length in self.kept)
+
+    def open(self) -> BinaryIO | None:
+        """What was coded anew, as a file; None where the picture's own file is as good.
+
+        Raises:
+            OSError: The temporary file cannot be read.
+        """
+        return BytesIO(b"".join(self.coded.blocks())) if self.coded is not None else None
 
 
 @dataclass(frozen=True, slots=True)

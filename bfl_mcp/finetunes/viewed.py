@@ -2,7 +2,6 @@
 
 import unicodedata
 from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -57,10 +56,8 @@ def view_page(packed: Packed, access: "Access", page: int, home: Path) -> Pictur
         def opened(image: "ImageFile") -> BinaryIO | None:
             try:
                 seen = packed.examined.seen.get(image.path.name)
-                if seen is not None and seen.picture.coded is not None:
-                    # Already small and upright.
-                    return BytesIO(b"".join(seen.picture.coded.blocks()))
-                return files.enter_context(source.open(image.path.name))
+                prepared = seen.picture.open() if seen is not None else None
+                return prepared or files.enter_context(source.open(image.path.name))
             except OSError:
                 return None
 

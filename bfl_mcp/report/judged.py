@@ -1,11 +1,11 @@
 """A folder, examined and judged for a report: what check_dataset would answer, and each finding behind it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bfl_mcp.config import Settings
-from bfl_mcp.dataset.archive import examine_dataset
+from bfl_mcp.dataset.archive import Seen, examine_dataset
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset
 from bfl_mcp.dataset.judge import judge
@@ -38,6 +38,7 @@ class Judged:
     """What was found. `dataset` is open still, so that its pictures can be shown."""
 
     dataset: Dataset
+    seen: Mapping[str, Seen]
     checked: DatasetChecked
     findings: tuple[Finding, ...]
     quote: Quote | None
@@ -69,4 +70,4 @@ def judge_folder(dataset: Dataset, wanted: Wanted, settings: Settings, on_image:
     checked = tell_checked(
         packed, provider, quote, wanted.trigger_word, max_megapixels=settings.max_megapixels, detail="full"
     )
-    return Judged(dataset, checked, tuple(judge(dataset, examined, wanted.trigger_word)), quote, wanted)
+    return Judged(dataset, examined.seen, checked, tuple(judge(dataset, examined, wanted.trigger_word)), quote, wanted)

@@ -99,7 +99,7 @@ def _write_page(judged: Judged, target: Path) -> int:
     from bfl_mcp.report.tiles import draw_tiles
 
     with Bar(sys.stderr, "Drawing", len(judged.dataset.images)) as bar:
-        return write_report(target, build_page(judged, draw_tiles(judged.dataset), bar.show))
+        return write_report(target, build_page(judged, draw_tiles(judged.dataset, judged.seen), bar.show))
 
 
 def _print(judged: Judged, *, as_json: bool) -> None:

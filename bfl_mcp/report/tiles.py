@@ -2,12 +2,13 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
+from bfl_mcp.dataset.archive import Seen
 from bfl_mcp.dataset.folder import Dataset, ImageFile
 from bfl_mcp.dataset.images import open_upright
 from bfl_mcp.errors import DatasetError
@@ -26,13 +27,13 @@ class Tile:
     height: int
 
 
-def draw_tiles(dataset: Dataset) -> Iterator[tuple[ImageFile, Tile | None]]:
+def draw_tiles(dataset: Dataset, seen: Mapping[str, Seen]) -> Iterator[tuple[ImageFile, Tile | None]]:
     """Each image with its tile, None where it cannot be shown. A few are drawn ahead, so that memory stays bounded."""
     waiting: deque[tuple[ImageFile, Future[Tile | None]]] = deque()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="bfl-mcp-tile") as pool:
         try:
             for image in dataset.images:
-                waiting.append((image, pool.submit(draw_tile, dataset, image)))
+                waiting.append((image, pool.submit(_draw_tile, dataset, image, seen.get(image.path.name))))
                 if len(waiting) > _WORKERS:
                     first, tile = waiting.popleft()
                     yield first, tile.result()
@@ -44,10 +45,9 @@ def draw_tiles(dataset: Dataset) -> Iterator[tuple[ImageFile, Tile | None]]:
                 tile.cancel()
 
 
-def draw_tile(dataset: Dataset, image: ImageFile) -> Tile | None:
-    """The tile of one image, None where it cannot be shown."""
+def _draw_tile(dataset: Dataset, image: ImageFile, seen: Seen | None) -> Tile | None:
     try:
-        with dataset.open(image) as source:
+        with (seen.picture.open() if seen is not None else None) or dataset.open(image) as source:
             picture = open_upright(source, _TILE_PX)
             buffer = BytesIO()
             picture.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
