@@ -261,4 +261,4 @@ async def test_the_example_configuration_starts_the_server(home: Path, tmp_path:
     assert entry["env"].get("BFL_API_KEY", "") == ""
     server = StdioServerParameters(**{**entry, "env": {**entry["env"], "BFL_MCP_HOME": str(home)}})
     async with Client(server) as client:
-        assert len((await client.list_tools()).tools) == 5
+        assert len((await client.list_tools()).tools) == 6
