@@ -31,7 +31,7 @@ from benchmarks.resident import find_children, read_resident
 from bfl_mcp.contract import BFL_MAX_IMAGES, BFL_MAX_MEGAPIXELS, MAX_IMAGES
 from bfl_mcp.dataset.archive import examine_dataset
 from bfl_mcp.dataset.folder import read_dataset
-from bfl_mcp.dataset.judge import judge
+from bfl_mcp.dataset.judge import Plan, judge
 from bfl_mcp.dataset.looks import measure
 
 _RATIO_LIMIT: Final = 1.3
@@ -132,7 +132,7 @@ def _examine(folder: Path) -> Taken:
     began, used = time.perf_counter(), time.process_time()
     with read_dataset(folder) as dataset:
         examined = examine_dataset(dataset, max_images=MAX_IMAGES, max_megapixels=BFL_MAX_MEGAPIXELS)
-    judge(dataset, examined, None)
+    judge(dataset, examined, Plan())
     assert examined.archive is not None
     with closing(examined.archive):
         return time.perf_counter() - began, time.process_time() - used

@@ -88,6 +88,7 @@ def test_of_the_dataset_desk_only_the_words_are_loaded_at_first(module: str) -> 
     """What decodes, packs and judges waits for the first folder: it would cost each start of a host 12 ms."""
     assert {name for name in loaded_by(module) if name.startswith("bfl_mcp.dataset.")} <= {
         "bfl_mcp.dataset.captioned",
+        "bfl_mcp.dataset.findings",
         "bfl_mcp.dataset.undo",
     }
 

@@ -15,7 +15,7 @@ from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
-from bfl_mcp.dataset.images import prepare_image
+from bfl_mcp.dataset.images import HugeImageError, prepare_image
 from bfl_mcp.dataset.looks import Look
 from bfl_mcp.dataset.prepared import Identity, KnownPicture, PreparedPictures
 from bfl_mcp.errors import DatasetError, quote_name, quoted
@@ -201,7 +201,8 @@ def _write_images(
                     _write_image(archive, number, image, ready, on_bytes)
                 seen[image.path.name] = Seen(ready.picture, ready.identity.size_bytes)
             except DatasetError as error:
-                faults.append(Finding("damaged-image", (quote_name(image.path.name),), str(error)))
+                code = "huge" if isinstance(error, HugeImageError) else "damaged-image"
+                faults.append(Finding(code, (quote_name(image.path.name),), str(error)))
             on_image(number)
 
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Severity = Literal["fault", "warning", "info"]
-"""fault: it cannot be trained on · warning: it can, and the result may suffer · info: worth knowing."""
+Severity = Literal["fault", "warning", "info", "change"]
+"""fault: it cannot be trained on · warning: it can, and the result may suffer · info: worth knowing · change: done to
+the copy that is sent, with nothing left to do."""
 
 # Where a rule or a threshold comes from.
 _BFL: Final = "BFL's finetuning guide"
@@ -19,7 +20,11 @@ WEAK_SIDE_PX: Final = 768
 BAD_SIDE_PX: Final = 512
 LONGEST_RATIO: Final = 2.5
 BLURRED_BELOW: Final = 60.0
-"""`Look.sharpness`."""
+"""`Look.sharpness`. Sharp photographs had 309 to 2 539, their copies blurred by 8 px 5 to 36."""
+
+BLURRED_SHARE_BELOW: Final = 0.06
+"""`Look.sharpness` beside the square of `Look.contrast`: fog and pale walls have little of both, and are not blurred.
+The same blurred copies had at most 0.057."""
 
 FLAT_BELOW: Final = 12.0
 """`Look.contrast`."""
@@ -30,6 +35,27 @@ BLOWN_ABOVE: Final = 239.0
 
 NEAR_BITS: Final = 8
 """Of the 64 of `Look.dhash`."""
+
+LONG_NAME_CHARACTERS: Final = 100
+
+STYLE_WORDS: Final = (
+    "style", "aesthetic", "painting", "painted", "illustration", "illustrated", "drawing", "sketch", "watercolor",
+    "watercolour", "artwork", "digital art", "pixel art", "line art", "cartoon", "anime", "comic", "photograph",
+    "photography", "oil on canvas", "render", "rendering", "engraving", "woodcut", "collage",
+)  # fmt: skip
+"""What captions of a style set name instead of showing it by leaving it out."""
+
+SUFFIXES_OF: Final = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "PNG": {".png", ".apng"},
+    "WEBP": {".webp"},
+    "AVIF": {".avif"},
+    "HEIC": {".heic", ".heif", ".hif"},
+    "BMP": {".bmp", ".dib"},
+    "GIF": {".gif"},
+    "TIFF": {".tif", ".tiff"},
+}
+"""What files of a format are called, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +77,18 @@ CHECKS: Final[dict[str, Check]] = {
     "unreadable-file": Check("fault", "the system does not let it be read", "Let this user read it.", _OURS),
     "no-image": Check("fault", "named like an image, and is none", "Remove it, or export it again.", _TRAINERS),
     "damaged-image": Check("fault", "does not decode to its end", "Export or copy it again.", _TRAINERS),
+    "huge": Check(
+        "fault",
+        "a side above 65 500 px, more than 89 megapixels, or a file above 128 MB; it is not decoded",
+        "Make it smaller first.",
+        "Pillow's guard against decompression bombs, and libjpeg",
+    ),
+    "too-large": Check(
+        "fault",
+        "the archive, a third larger in base64, is above what the provider takes",
+        "Use fewer images, let them be shrunk (BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB.",
+        _OURS,
+    ),
     "unreadable-caption": Check(
         "fault", "no UTF-8 or UTF-16 text, or too long", "Save it as plain UTF-8 text.", _TRAINERS
     ),
@@ -86,7 +124,10 @@ CHECKS: Final[dict[str, Check]] = {
     ),
     "long": Check("warning", f"beyond 1:{LONGEST_RATIO}", "Crop it around what matters.", _TRAINERS),
     "blurred": Check(
-        "warning", f"sharpness below {BLURRED_BELOW:.0f}", "Look at it; leave it out if it is.", _MEASURED
+        "warning",
+        f"sharpness below {BLURRED_BELOW:.0f}, and below {BLURRED_SHARE_BELOW:g} of the squared contrast",
+        "Look at it; leave it out if it is.",
+        _MEASURED,
     ),
     "flat": Check("info", f"contrast below {FLAT_BELOW:.0f}", "Look at it: is anything on it?", _MEASURED),
     "dark": Check(
@@ -98,8 +139,31 @@ CHECKS: Final[dict[str, Check]] = {
     "animated": Check(
         "warning", "several frames", "Nothing, if the first frame is the one; else export another.", _OURS
     ),
-    # What is changed on the way.
+    "transparent": Check(
+        "warning",
+        "something shines through",
+        "Look at it; where white is wrong, put a background behind it.",
+        _TRAINERS,
+    ),
+    "cmyk": Check("warning", "colours for print", "Export it as sRGB if the colours matter.", _TRAINERS),
+    "grey": Check(
+        "warning", "no colours, among images that have some", "Leave it out, or make all of them grey.", _TRAINERS
+    ),
+    "misnamed": Check("info", "named like another format", "Nothing: its content counts.", _TRAINERS),
     "position-removed": Check("info", "its EXIF says where it was taken", "Nothing: it is not sent.", _OURS),
+    # What the training is for.
+    "character-scenes": Check(
+        "info",
+        "mode character",
+        "See that one person is in each image; describe crowded scenes by hand.",
+        _BFL,
+    ),
+    "style-named": Check(
+        "info",
+        "mode style, and half of the captions or more name a style",
+        "Describe what is shown, and leave the style to the trigger word.",
+        _TRAINERS,
+    ),
     # Captions.
     "some-captions": Check(
         "warning", "some images have captions and some have none", "Caption all of them or none.", _TRAINERS
@@ -121,6 +185,21 @@ CHECKS: Final[dict[str, Check]] = {
     ),
     "captions-and-captioning": Check(
         "info", "own captions, and captioning=true", "At our trainer your own captions win; at BFL nobody says.", _BFL
+    ),
+    # What is changed on the way.
+    "turned": Check("change", "an orientation in its EXIF", "Nothing.", _TRAINERS),
+    "shrunk": Check("change", "above BFL_MCP_MAX_MEGAPIXELS", "Nothing.", f"{_BFL}: more brings nothing"),
+    "converted": Check("change", "AVIF, HEIC, BMP, GIF or TIFF", "Nothing.", f"{_BFL}: JPEG, PNG, WebP"),
+    "deep": Check("change", "16 bits a channel", "Nothing.", _TRAINERS),
+    "palette": Check("change", "a palette of colours", "Nothing.", _TRAINERS),
+    "all-grey": Check("change", "no colours, like all the others", "Nothing.", _TRAINERS),
+    "wide-colours": Check("change", "a colour profile other than sRGB", "Nothing.", _TRAINERS),
+    "metadata-removed": Check("change", "EXIF, XMP, comments", "Nothing.", _OURS),
+    "odd-name": Check(
+        "change",
+        f"letters beyond ASCII, more than {LONG_NAME_CHARACTERS} characters, or two names that differ in case only",
+        "Nothing: in the archive they are 001, 002 ….",
+        _TRAINERS,
     ),
 }
 
@@ -144,3 +223,8 @@ class Finding:
     @property
     def sentence(self) -> str:
         return f"{', '.join(self.files)}: {self.what}." if self.files else f"{self.what[0].upper()}{self.what[1:]}."
+
+
+def megabytes(size_bytes: int) -> str:
+    """A size in words."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"

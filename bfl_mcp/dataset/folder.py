@@ -151,7 +151,7 @@ class _Findings:
             self.skip(path.name, "a camera raw file; export it as JPEG to use it", "left-out-image")
         elif form is not None and size > MAX_IMAGE_FILE_BYTES:
             limit = f"at most {MAX_IMAGE_FILE_BYTES // 1_000_000} MB are read"
-            self.fault("damaged-image", path.name, f"the file has {size / 1e6:.0f} MB; {limit}: export it smaller")
+            self.fault("huge", path.name, f"the file has {size / 1e6:.0f} MB; {limit}: export it smaller")
         elif form is not None:
             self.images.append(ImageFile(path, form))
         elif suffix in _IMAGE_SUFFIXES:

@@ -55,6 +55,10 @@ _PIXELS_AT_A_TIME: Final = 32_000_000
 _MAX_SIDE_PX: Final = 65_500
 
 
+class HugeImageError(DatasetError):
+    """It has more pixels than are read. Half a sentence."""
+
+
 class _PixelBudget:
     """Lets pictures into memory as long as their pixels fit together."""
 
@@ -141,18 +145,19 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
         with _open(file, form) as image:
             original = image.size
             _check_pixels(original)
+            is_deep = _is_deep(image)
             size = _target_size(original, max_megapixels)
             with _budget.hold(_pixels_to_decode(image, form, size)):
                 kept = _kept_ranges(file, form, image) if size == original else None
-                facts = _facts(image)
+                facts = {**_facts(image), "form": form, "is_deep": is_deep}
                 if kept is None:
                     return _encode(image, form, size, facts)
                 _decode_cheaply(image, MEASURED_SIDE_PX)
-                return PreparedImage(SUFFIXES[form], Look(**facts, **measure(image)), kept=kept)
+                return PreparedImage(SUFFIXES[form], Look(**facts, is_transparent=False, **measure(image)), kept=kept)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
-        raise DatasetError(_damage(form, error)) from None
+        raise _damage(form, error) from None
 
 
 def open_upright(file: BinaryIO, longer_side: int) -> "Image.Image":
@@ -172,7 +177,7 @@ def open_upright(file: BinaryIO, longer_side: int) -> "Image.Image":
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        raise DatasetError(_damage(form, error)) from None
+        raise _damage(form, error) from None
 
 
 def check_image(file: BinaryIO) -> str:
@@ -192,7 +197,7 @@ def check_image(file: BinaryIO) -> str:
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        raise DatasetError(_damage(form, error)) from None
+        raise _damage(form, error) from None
     return SUFFIXES[form]
 
 
@@ -211,14 +216,14 @@ def _rewind_and_identify(file: BinaryIO) -> str:
     return form
 
 
-def _damage(form: str, error: Exception) -> str:
+def _damage(form: str, error: Exception) -> DatasetError:
     from PIL import Image
 
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"it has more than {_pixel_limit() / 1e6:.0f} megapixels; make it smaller first"
+        return HugeImageError(f"it has more than {_pixel_limit() / 1e6:.0f} megapixels; make it smaller first")
     if isinstance(error, EOFError) or "truncated" in str(error):
-        return f"it is cut short: the {form} ends before its picture does"
-    return f"it is damaged: the {form} cannot be decoded"
+        return DatasetError(f"it is cut short: the {form} ends before its picture does")
+    return DatasetError(f"it is damaged: the {form} cannot be decoded")
 
 
 def _pixel_limit() -> int:
@@ -231,9 +236,9 @@ def _pixel_limit() -> int:
 def _check_pixels(size: tuple[int, int]) -> None:
     width, height = size
     if max(size) > _MAX_SIDE_PX:
-        raise DatasetError(f"it is {width} × {height}; no side may be longer than {_MAX_SIDE_PX} pixels")
+        raise HugeImageError(f"it is {width} × {height}; no side may be longer than {_MAX_SIDE_PX} pixels")
     if width * height > _pixel_limit():
-        raise DatasetError(
+        raise HugeImageError(
             f"it has {width * height / 1e6:.0f} megapixels ({width} × {height}); "
             f"at most {_pixel_limit() / 1e6:.0f} are read: make it smaller first"
         )
@@ -299,7 +304,23 @@ def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | No
 def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[str, Any]) -> PreparedImage:
     picture = _prepare_picture(image, size)
     suffix, data = _code(picture, lossless=form in _LOSSLESS, flat=form in _LOSSLESS and _has_flat_colour(image))
-    return PreparedImage(suffix, Look(**facts, **measure(picture)), encoded=data)
+    look = Look(**facts, is_transparent=_is_transparent(image), **measure(picture))
+    return PreparedImage(suffix, look, encoded=data)
+
+
+def _is_transparent(image: "Image.Image") -> bool:
+    """Whether anything of a decoded picture lets the paper shine through."""
+    if "transparency" in image.info and "A" not in image.mode:
+        image = image.convert("RGBA")
+    if "A" not in image.getbands():
+        return False
+    lowest, _ = image.getchannel("A").getextrema()
+    return isinstance(lowest, int | float) and lowest < 255
+
+
+def _is_deep(image: "Image.Image") -> bool:
+    # Pillow reads 16 bits a channel of a colour picture as 8 without a word; how it will is told before it does.
+    return "16" in image.mode or any(";16" in str(tile[3]) for tile in image.tile)  # type: ignore[attr-defined]
 
 
 def _prepare_picture(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":

@@ -14,6 +14,9 @@ _TILE_PX: Final = 32
 _SHARP_SHARE: Final = 0.9
 _GPS: Final = 0x8825
 
+# What JPEG makes of the channels of a grey picture.
+_GREY_STEPS: Final = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -22,8 +25,14 @@ class Look:
     width: int
     height: int
     mode: str
+    form: str
+    """Its format by content, as `identify` names it."""
+    is_deep: bool
+    """Whether it has 16 bits a channel."""
     is_turned: bool
     is_animated: bool
+    is_transparent: bool
+    """Whether something shines through, rather than having an alpha channel alone."""
     has_metadata: bool
     has_position: bool
     """Whether its EXIF says where it was taken."""
@@ -35,6 +44,8 @@ class Look:
     """Standard deviation of the grey values, 0-127."""
     brightness: float
     """Mean of the grey values, 0-255."""
+    is_grey: bool
+    """Whether it has no colours, in whatever mode it came."""
     pixels_sha256: str
     """The same for the same picture at that size, whatever it was coded in."""
     dhash: int
@@ -42,7 +53,7 @@ class Look:
 
 
 def measure(picture: "Image.Image") -> dict[str, Any]:
-    """The measured part of a `Look`: sharpness, contrast, brightness, pixels_sha256, dhash.
+    """The measured part of a `Look`: sharpness, contrast, brightness, is_grey, pixels_sha256, dhash.
 
     Args:
         picture: Any mode that Pillow can show as grey, at least `MEASURED_SIDE_PX` long unless the original is smaller.
@@ -51,6 +62,7 @@ def measure(picture: "Image.Image") -> dict[str, Any]:
 
     small = _resized(picture, MEASURED_SIDE_PX)
     grey = small if small.mode == "L" else small.convert("L")
+    colours = small.convert("RGB")
     stat = ImageStat.Stat(grey)
     tiny = grey.resize((9, 8), Image.Resampling.BOX).tobytes()
     bits = 0
@@ -61,7 +73,8 @@ def measure(picture: "Image.Image") -> dict[str, Any]:
         "sharpness": _sharpness(grey),
         "contrast": stat.stddev[0],
         "brightness": stat.mean[0],
-        "pixels_sha256": hashlib.sha256(repr(small.size).encode() + small.convert("RGB").tobytes()).hexdigest(),
+        "is_grey": _is_grey(colours),
+        "pixels_sha256": hashlib.sha256(repr(small.size).encode() + colours.tobytes()).hexdigest(),
         "dhash": bits,
     }
 
@@ -72,6 +85,16 @@ def has_position(image: "Image.Image") -> bool:
         return bool(image.getexif().get_ifd(_GPS))
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks
         return False
+
+
+def _is_grey(colours: "Image.Image") -> bool:
+    from PIL import ImageChops
+
+    red, green, blue = colours.split()
+    return all(
+        ImageChops.difference(green, other).point(lambda step: 255 * (step > _GREY_STEPS)).getbbox() is None
+        for other in (red, blue)
+    )
 
 
 def _resized(picture: "Image.Image", side: int) -> "Image.Image":

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import MAX_PATH_CHARACTERS
+from bfl_mcp.dataset.findings import megabytes
 from bfl_mcp.errors import quote_foreign, quote_name, quoted
-from bfl_mcp.finetunes.packing import Packed, megabytes
+from bfl_mcp.finetunes.packing import Packed
 
 if TYPE_CHECKING:
     from bfl_mcp.dataset.export import Exported
@@ -31,10 +32,10 @@ class DatasetExported(BaseModel):
 
 def tell_exported(packed: Packed, exported: "Exported") -> DatasetExported:
     """The answer to an export that was written."""
-    from bfl_mcp.dataset.judge import judge
+    from bfl_mcp.dataset.judge import Plan, judge
 
     archive = packed.archive
-    findings = judge(packed.dataset, packed.examined, None)
+    findings = judge(packed.dataset, packed.examined, Plan())
     warnings = sum(finding.severity == "warning" for finding in findings)
     return DatasetExported(
         path=quote_foreign(exported.path, MAX_PATH_CHARACTERS),

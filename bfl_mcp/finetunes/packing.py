@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.from_thread
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bfl_mcp.dataset.access import Access
     from bfl_mcp.dataset.archive import Archive, Examined
     from bfl_mcp.dataset.folder import Dataset
+    from bfl_mcp.dataset.judge import Plan
     from bfl_mcp.dataset.prepared import PreparedPictures
 
 _ARCHIVES_KEPT: Final = 2
@@ -72,14 +73,10 @@ class Packing:
             from bfl_mcp.dataset.archive import refusal
 
             raise refusal(packed.dataset, packed.examined)
-        limit = self._provider.max_upload_bytes
-        # Base64 makes four bytes of three.
-        if limit is not None and packed.archive.size_bytes * 4 / 3 > limit:
-            raise DatasetError(
-                f"The archive has {megabytes(packed.archive.size_bytes)}; {self._provider.name} takes at most "
-                f"{megabytes(limit * 3 // 4)}. Nothing was sent. Use fewer images, let them be shrunk "
-                "(BFL_MCP_MAX_MEGAPIXELS), or raise BFL_TRAINER_MAX_UPLOAD_MB."
-            )
+        from bfl_mcp.dataset.judge import judge_size
+
+        for fault in judge_size(packed.archive.size_bytes, self.plan()):
+            raise DatasetError(f"{fault.sentence} Nothing was sent. {fault.remedy}")
         return packed
 
     async def examine(self, folder: str, call: Call) -> Packed | None:
@@ -144,6 +141,17 @@ class Packing:
         """How far a folder is, in words; empty before the first image is packed."""
         packing = self._folders.get(folder)
         return packing.doing if packing is not None else ""
+
+    def plan(self, **known: Any) -> "Plan":
+        """What a folder is to be trained for: what the person and the provider decide, and what is `known` besides."""
+        from bfl_mcp.dataset.judge import Plan
+
+        return Plan(
+            max_megapixels=self._settings.max_megapixels,
+            provider=self._provider.name,
+            max_upload_bytes=self._provider.max_upload_bytes,
+            **known,
+        )
 
     def pictures(self) -> "PreparedPictures":
         """The pictures that were prepared so far, whatever folder they are of."""
@@ -217,11 +225,6 @@ class Packing:
         except (OSError, DatasetError):
             seen = []
         return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def megabytes(size_bytes: int) -> str:
-    """A size in words."""
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"
 
 
 def count(archive: "Archive") -> str:

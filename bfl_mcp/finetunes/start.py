@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,11 +14,12 @@ from anyio.abc import TaskGroup
 
 from bfl_mcp.config import Settings
 from bfl_mcp.contract import TrainingParameters
+from bfl_mcp.dataset.findings import megabytes
 from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import Background, Call
-from bfl_mcp.finetunes.checked import DatasetChecked, Detail, tell_checked
+from bfl_mcp.finetunes.checked import DatasetChecked, Detail, Told, tell_checked, tell_findings
 from bfl_mcp.finetunes.journal import Entry, Intent, Journal, JournalError, account_of
-from bfl_mcp.finetunes.packing import Packed, Packing, count, megabytes
+from bfl_mcp.finetunes.packing import Packed, Packing, count
 from bfl_mcp.finetunes.provider import Provider
 from bfl_mcp.finetunes.settle import Settler
 from bfl_mcp.finetunes.spend import (
@@ -123,8 +124,7 @@ class Starts:
             OutcomeUnknownError: It was sent and may be running.
         """
         if request.dry_run:
-            packed = await self._packing.pack(request.folder, call)
-            return self._still_packing(request) if packed is None else self._report(request).rehearsed(packed.archive)
+            return await self._rehearse(request, call)
         key = request.fingerprint
         self._forget_old_outcomes()
         request = self._as_meant(request)
@@ -154,6 +154,12 @@ class Starts:
             outcome = self._report(request).of_an_earlier_folder(outcome)
         return outcome
 
+    async def _rehearse(self, request: StartRequest, call: Call) -> FinetuneStarted:
+        packed = await self._packing.pack(request.folder, call)
+        if packed is None:
+            return self._still_packing(request)
+        return (await self._report_on(request, packed)).rehearsed(packed.archive)
+
     async def question(self, request: StartRequest, call: Call, *, answered: bool) -> Question | None:
         """What the person must be asked before this start, or None where nothing needs their consent.
 
@@ -182,11 +188,11 @@ class Starts:
         return question
 
     async def check(
-        self, folder: str, trigger_word: str | None, iterations: int | None, detail: Detail, call: Call
+        self, folder: str, plan: Mapping[str, Any], iterations: int | None, detail: Detail, call: Call
     ) -> DatasetChecked | None:
         """Judge a folder without sending anything; None where that takes longer than the call lasts.
 
-        What was decoded for it is kept for the start.
+        `plan` is what is known of the training: `mode`, `trigger_word`. What was decoded is kept for the start.
 
         Raises:
             DatasetError: The folder may or can not be read at all.
@@ -197,8 +203,11 @@ class Starts:
         quote = None
         if iterations is not None:
             quote = quote_training(self._provider, iterations, is_our_trainer=self._is_our_trainer)
-        tell = partial(tell_checked, max_megapixels=self._settings.max_megapixels, detail=detail)
-        return await anyio.to_thread.run_sync(tell, packed, self._provider, quote, trigger_word)
+
+        def tell() -> DatasetChecked:
+            return tell_checked(packed, self._provider, quote, self._packing.plan(**plan), detail)
+
+        return await anyio.to_thread.run_sync(tell)
 
     async def view(self, folder: str, page: int, image: str | None, call: Call) -> Picture | None:
         """A page of the folder's contact sheet, or one image large; None where that takes longer than the call lasts.
@@ -381,7 +390,8 @@ class Starts:
                         existing = await self._existing(entry, listed, client, journal)
                         if existing is not None:
                             finetune_id, state = existing
-                            return self._report(request).repeated(archive, entry, finetune_id, state)
+                            report = await self._report_on(request, packed)
+                            return report.repeated(archive, entry, finetune_id, state)
                 # Told here first, and held to where the row is written.
                 spent = await anyio.to_thread.run_sync(journal.spent_usd)
                 check_spend_limit(quote.usd, spent, self._settings.spend_limit_usd)
@@ -394,6 +404,7 @@ class Starts:
                         "arguments, and the person will be asked."
                     )
                 others = await anyio.to_thread.run_sync(journal.others_of, intent)
+                report = await self._report_on(request, packed)
                 number = await anyio.to_thread.run_sync(journal.begin, intent, listed, self._settings.spend_limit_usd)
                 work.report(f"sending {megabytes(archive.size_bytes)}")
                 self.on_the_wire += 1
@@ -401,7 +412,7 @@ class Starts:
                     finetune_id, practice = await self._post(archive, intent, number, journal, client)
                 finally:
                     self.on_the_wire -= 1
-            return self._report(request).started(archive, finetune_id, others, practice=practice)
+            return report.started(archive, finetune_id, others, practice=practice)
         finally:
             archive.close()
 
@@ -522,6 +533,19 @@ class Starts:
         return Settler(
             journal, self._turns_of(journal), self.provider_url, self._account, self._settings.settle_seconds
         )
+
+    async def _report_on(self, request: StartRequest, packed: Packed) -> Report:
+        """The same with what was found in the folder."""
+
+        def tell() -> Told:
+            from bfl_mcp.dataset.judge import judge
+
+            known = {name: request.sent[name] for name in ("mode", "trigger_word", "captioning")}
+            findings = judge(packed.dataset, packed.examined, self._packing.plan(**known))
+            # What is left out has a list of its own.
+            return tell_findings([f for f in findings if f.severity != "change" and f.code != "left-out"], "concise")
+
+        return self._report(request).with_findings(await anyio.to_thread.run_sync(tell))
 
     def _report(self, request: StartRequest) -> Report:
         return Report(self._provider, self._known_quote(request), request.sent, dry_run=request.dry_run)

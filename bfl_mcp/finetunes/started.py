@@ -1,14 +1,16 @@
 """What create_finetune answers, in facts and in words."""
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import BaseModel, Field
 
 from bfl_mcp.contract import BFL_TRAINING_CLOSED_ON
+from bfl_mcp.dataset.findings import megabytes
 from bfl_mcp.errors import quote_foreign, quoted
+from bfl_mcp.finetunes.checked import FindingTold, Told
 from bfl_mcp.finetunes.journal import Entry
-from bfl_mcp.finetunes.packing import count, megabytes
+from bfl_mcp.finetunes.packing import count
 from bfl_mcp.finetunes.provider import Provider
 from bfl_mcp.finetunes.spend import Quote
 from bfl_mcp.finetunes.status import StartState
@@ -40,6 +42,9 @@ class FinetuneStarted(BaseModel):
     images: int | None = Field(default=None, description="Images in the archive.")
     captions: int | None = Field(default=None, description="Images with a caption of their own.")
     skipped: list[SkippedFile] | None = Field(default=None, description="Files left out.")
+    findings: list[FindingTold] | None = Field(
+        default=None, description="What an expert would note, worst first; check_dataset names the rest."
+    )
     archive_bytes: int | None = Field(default=None, description="Size of the ZIP in bytes.")
     archive_sha256: str | None = Field(default=None, description="Identity of the dataset: same folder, same value.")
     parameters: dict[str, Any] = Field(description="Training parameters as sent.")
@@ -56,6 +61,12 @@ class Report:
         self._quote = quote
         self._sent = sent
         self._dry_run = dry_run
+        self._found: Told | None = None
+
+    def with_findings(self, found: Told) -> Self:
+        """The same, with what was found in the folder beyond faults."""
+        self._found = found
+        return self
 
     def still_packing(self, doing: str) -> FinetuneStarted:
         return self._facts(
@@ -82,7 +93,7 @@ class Report:
         provider = self._provider
         summary = (
             f"Dry run: {count(archive)}, {megabytes(archive.size_bytes)}, would go to {provider.name}. "
-            "Nothing was sent or charged."
+            f"Nothing was sent or charged.{self._words_for_findings()}"
         )
         if provider.is_bfl:
             summary += f" Price: {self._quote.words}."
@@ -102,6 +113,8 @@ class Report:
                 "Show the person, and ask whether to start: what it costs is between them and that server. Then call "
                 "create_finetune again with dry_run false."
             )
+        if self._warnings:
+            next_step = f"Tell the person the warnings; they decide whether to mend them. {next_step}"
         return self._facts(archive, started=False, practice=provider.practice, summary=summary, next_step=next_step)
 
     def started(
@@ -116,6 +129,7 @@ class Report:
             summary += " Practice goes through the motions and trains nothing; it costs nothing."
         elif not self._quote.is_free:
             summary += f" Price: {self._quote.words}."
+        summary += self._words_for_findings()
         if others:
             other = others[0]
             summary += (
@@ -164,6 +178,14 @@ class Report:
             ),
         )
 
+    @property
+    def _warnings(self) -> int:
+        return self._found.warnings if self._found is not None else 0
+
+    def _words_for_findings(self) -> str:
+        number = self._warnings
+        return f" {number} warning{'s' if number > 1 else ''} about the images, see findings." if number else ""
+
     def _facts(self, archive: "Archive | None" = None, **facts: Any) -> FinetuneStarted:
         known: dict[str, Any] = {}
         if archive is not None:
@@ -173,6 +195,7 @@ class Report:
                 "skipped": _list_skipped(archive),
                 "archive_bytes": archive.size_bytes,
                 "archive_sha256": archive.sha256,
+                "findings": self._found.findings or None if self._found is not None else None,
             }
         return FinetuneStarted(
             provider=self._provider.name,

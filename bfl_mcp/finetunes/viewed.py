@@ -32,7 +32,7 @@ def view_page(packed: Packed, access: "Access", page: int, home: Path) -> Pictur
     Raises:
         DatasetError: There is no such page, or the folder can no longer be read.
     """
-    from bfl_mcp.dataset.judge import judge
+    from bfl_mcp.dataset.judge import Plan, judge
     from bfl_mcp.dataset.sheet import TILES_A_PAGE, Tile, draw_sheet
 
     images = packed.dataset.images
@@ -44,7 +44,7 @@ def view_page(packed: Packed, access: "Access", page: int, home: Path) -> Pictur
         raise DatasetError(
             f"{folder} has {len(images)} images on {pages} page{'s' if pages > 1 else ''}; there is no {page}."
         )
-    findings = _by_file(judge(packed.dataset, packed.examined, None))
+    findings = _by_file(judge(packed.dataset, packed.examined, Plan()))
     first = (page - 1) * TILES_A_PAGE
     shown = images[first : first + TILES_A_PAGE]
     tiles = [
@@ -75,7 +75,7 @@ def view_image(packed: Packed, access: "Access", name: str, home: Path) -> Pictu
     Raises:
         DatasetError: There is no such image, or it cannot be decoded or read any more.
     """
-    from bfl_mcp.dataset.judge import judge
+    from bfl_mcp.dataset.judge import Plan, judge
     from bfl_mcp.dataset.sheet import draw_large
 
     image = _find(packed, name)
@@ -89,7 +89,7 @@ def view_image(packed: Packed, access: "Access", name: str, home: Path) -> Pictu
         raise DatasetError(f"{shown} cannot be shown: it can no longer be read. Nothing was sent.") from None
     seen = packed.examined.seen.get(image.path.name)
     size = f", {seen.look.width} × {seen.look.height} pixels" if seen is not None else ""
-    findings = _by_file(judge(packed.dataset, packed.examined, None)).get(shown, [])
+    findings = _by_file(judge(packed.dataset, packed.examined, Plan())).get(shown, [])
     lines = [f"{quoted(image.path)}{size}.", "", *_about(shown, image, findings)]
     lines += ["", _where(jpeg, home)]
     lines += ["", "Next: view_dataset without image shows all of them; write_captions writes what it shows."]
@@ -124,7 +124,7 @@ def _find(packed: Packed, name: str) -> "ImageFile":
 def _by_file(findings: "list[Finding]") -> "dict[str, list[Finding]]":
     of_file: dict[str, list[Finding]] = {}
     for finding in findings:
-        for name in finding.files:
+        for name in finding.files if finding.severity != "change" else ():
             of_file.setdefault(name, []).append(finding)
     return of_file
 

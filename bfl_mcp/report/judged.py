@@ -5,22 +5,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bfl_mcp.config import Settings
+from bfl_mcp.contract import Mode
 from bfl_mcp.dataset.archive import Seen, examine_dataset
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset
-from bfl_mcp.dataset.judge import judge
+from bfl_mcp.dataset.judge import Plan, judge
 from bfl_mcp.finetunes.checked import DatasetChecked, tell_checked
 from bfl_mcp.finetunes.packing import Packed
 from bfl_mcp.finetunes.provider import choose_provider
 from bfl_mcp.finetunes.spend import Quote, quote_training
 
-SEVERITIES = ("fault", "warning", "change", "info")
+SEVERITIES = ("fault", "warning", "info")
 """Worst first, as reports show them."""
 
-PLURALS = {"fault": "Faults", "warning": "Warnings", "change": "Changes", "info": "Notes"}
+PLURALS = {"fault": "Faults", "warning": "Warnings", "info": "Notes"}
 """What many findings of a severity are called."""
 
-SIGNS = {"fault": "✗", "warning": "!", "change": "~", "info": "i"}
+SIGNS = {"fault": "✗", "warning": "!", "info": "i"}
 """What stands for a severity beside its colour, for whoever sees none."""
 
 
@@ -28,7 +29,7 @@ SIGNS = {"fault": "✗", "warning": "!", "change": "~", "info": "i"}
 class Wanted:
     """What checks need to know beyond the folder; what is absent leaves its checks out."""
 
-    mode: str | None = None
+    mode: Mode | None = None
     trigger_word: str | None = None
     iterations: int | None = None
 
@@ -67,7 +68,13 @@ def judge_folder(dataset: Dataset, wanted: Wanted, settings: Settings, on_image:
     quote = None
     if wanted.iterations is not None:
         quote = quote_training(provider, wanted.iterations, is_our_trainer=False)
-    checked = tell_checked(
-        packed, provider, quote, wanted.trigger_word, max_megapixels=settings.max_megapixels, detail="full"
+    plan = Plan(
+        mode=wanted.mode,
+        trigger_word=wanted.trigger_word,
+        max_megapixels=settings.max_megapixels,
+        provider=provider.name,
+        max_upload_bytes=provider.max_upload_bytes,
     )
-    return Judged(dataset, examined.seen, checked, tuple(judge(dataset, examined, wanted.trigger_word)), quote, wanted)
+    checked = tell_checked(packed, provider, quote, plan, "full")
+    findings = tuple(finding for finding in judge(dataset, examined, plan) if finding.severity in SEVERITIES)
+    return Judged(dataset, examined.seen, checked, findings, quote, wanted)

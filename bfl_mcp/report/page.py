@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from bfl_mcp import __version__
-from bfl_mcp.dataset.findings import Finding
+from bfl_mcp.dataset.findings import Finding, megabytes
 from bfl_mcp.dataset.folder import ImageFile
 from bfl_mcp.errors import quote_foreign, quote_name, quoted
-from bfl_mcp.finetunes.packing import megabytes
 from bfl_mcp.report.judged import PLURALS, SEVERITIES, SIGNS, Judged
 from bfl_mcp.report.target import MARK
 from bfl_mcp.report.tiles import Tile
@@ -27,7 +26,7 @@ _CAPTION_OPEN: Final = 240
 _CAPTION_SHOWN: Final = 4000
 _TOGETHER: Final = 3
 
-_SINGULARS: Final = {"fault": "Fault", "warning": "Warning", "change": "Change", "info": "Note"}
+_SINGULARS: Final = {"fault": "Fault", "warning": "Warning", "info": "Note"}
 _VERDICTS: Final = {"ready": "fine", "ready with warnings": "warning", "not ready": "fault"}
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Self, TextIO
 
-from bfl_mcp.dataset.findings import Finding
+from bfl_mcp.dataset.findings import Finding, megabytes
 from bfl_mcp.errors import quoted
-from bfl_mcp.finetunes.packing import megabytes
 from bfl_mcp.report.judged import PLURALS, SEVERITIES, SIGNS, Judged
 
 _WIDEST: Final = 100
@@ -22,7 +21,7 @@ _MANY: Final = 12
 _FINDINGS_SHOWN: Final = 20
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _BLUE = "1", "2", "31", "32", "33", "36"
-_COLOURS: Final = {"fault": _RED, "warning": _YELLOW, "change": _BLUE, "info": _BLUE}
+_COLOURS: Final = {"fault": _RED, "warning": _YELLOW, "info": _BLUE}
 _VERDICTS: Final = {"ready": ("✓", _GREEN), "ready with warnings": ("!", _YELLOW), "not ready": ("✗", _RED)}
 
 

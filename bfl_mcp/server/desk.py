@@ -12,6 +12,7 @@ from bfl_mcp.contract import (
     MAX_TRIGGER_WORD_CHARACTERS,
     MIN_ITERATIONS,
 )
+from bfl_mcp.contract import Mode as TrainingMode
 from bfl_mcp.dataset.captioned import CaptionsWritten, Mode
 from bfl_mcp.errors import DatasetError
 from bfl_mcp.finetunes.checked import DatasetChecked, Detail
@@ -23,6 +24,8 @@ from bfl_mcp.server.tools import IN_HAND, App, FolderInput
 
 class CheckDataset(FolderInput):
     """Arguments of check_dataset."""
+
+    mode: TrainingMode | None = Field(default=None, description="What the images teach, to check what that asks for.")
 
     trigger_word: str | None = Field(
         default=None,
@@ -44,7 +47,11 @@ async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChec
     """
     starts = ctx.request_context.lifespan_context.starts
     checked = await starts.check(
-        request.folder, request.trigger_word, request.iterations, request.detail, IN_HAND.get().call
+        request.folder,
+        {"mode": request.mode, "trigger_word": request.trigger_word},
+        request.iterations,
+        request.detail,
+        IN_HAND.get().call,
     )
     if checked is None:
         raise _not_yet(f"Still looking at the folder: {starts.how_far(request.folder)}", "check_dataset")

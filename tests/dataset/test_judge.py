@@ -4,16 +4,17 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from bfl_mcp.dataset.archive import examine_dataset
 from bfl_mcp.dataset.findings import CHECKS, Finding
 from bfl_mcp.dataset.folder import read_dataset
-from bfl_mcp.dataset.judge import judge
+from bfl_mcp.dataset.judge import Plan, judge
 from bfl_mcp.dataset.wording import has_word
-from tests.dataset.made import heic
+from tests.dataset.made import adobe_profile, encode, heic, png
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -36,16 +37,17 @@ def fill(folder: Path, count: int = 6) -> Path:
     return folder
 
 
-def found(folder: Path, trigger_word: str | None = "TOKBOT", *, captioning: bool = False) -> list[Finding]:
+def found(folder: Path, trigger_word: str | None = "TOKBOT", **plan: Any) -> list[Finding]:
     with read_dataset(folder) as dataset:
         examined = examine_dataset(dataset, max_images=20, max_megapixels=1.0)
     if examined.archive is not None:
         examined.archive.close()
-    return judge(dataset, examined, trigger_word, captioning=captioning)
+    return judge(dataset, examined, Plan(trigger_word=trigger_word, max_megapixels=1.0, **plan))
 
 
-def codes(folder: Path, trigger_word: str | None = "TOKBOT", *, captioning: bool = False) -> set[str]:
-    return {finding.code for finding in found(folder, trigger_word, captioning=captioning)}
+def codes(folder: Path, trigger_word: str | None = "TOKBOT", **plan: Any) -> set[str]:
+    """Of all checks but that pictures above a megapixel are shrunk, which all of `photo` are unless drawn smaller."""
+    return {finding.code for finding in found(folder, trigger_word, **plan)}
 
 
 def write(name: str, data: bytes) -> Callable[[Path], None]:
@@ -93,6 +95,37 @@ def position() -> Image.Exif:
     return exif
 
 
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def maker() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    return exif
+
+
+def see_through(alpha: int) -> Image.Image:
+    """A picture with an alpha channel that is solid but for one corner."""
+    image = photo(9).convert("RGBA")
+    image.putalpha(255)
+    image.paste((0, 0, 0, alpha), (0, 0, 20, 20))
+    return image
+
+
+def deep() -> bytes:
+    """A PNG of 16 bits a channel."""
+    image = photo(9)
+    row = image.width * 3
+    samples = bytes(byte for value in image.tobytes() for byte in (value, value))
+    return png(image.size, 16, 2, b"".join(b"\0" + samples[n : n + 2 * row] for n in range(0, len(samples), 2 * row)))
+
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 def grey(level: int, spread: int = 40) -> Image.Image:
     """A picture of one brightness, with enough on it not to be called flat."""
     image = Image.new("L", (1100, 900), level)
@@ -123,6 +156,23 @@ ROWS: list[tuple[str, Callable[[Path], None], Callable[[Path], None] | None]] = 
     ("dark", save("d.jpg", grey(12, 11)), save("d.jpg", grey(20, 20))),
     ("blown", save("w.jpg", grey(244, 11)), save("w.jpg", grey(235, 20))),
     ("animated", save("a.webp", photo(8), save_all=True, append_images=[photo(9)]), save("a.webp", photo(8))),
+    ("huge", write("h.png", png((9_000, 10_000), 8, 2, b"")), None),
+    ("transparent", save("t.png", see_through(0)), save("t.png", see_through(255))),
+    ("cmyk", save("c.jpg", photo(9).convert("CMYK")), save("c.jpg", photo(9))),
+    ("grey", save("g.jpg", photo(9).convert("L").convert("RGB")), save("g.jpg", photo(9))),
+    ("misnamed", write("m.jpg", encode(photo(9), "PNG")), write("m.jpeg", encode(photo(9), "JPEG"))),
+    ("turned", save("r.jpg", photo(9), exif=orientation(6)), save("r.jpg", photo(9), exif=orientation(1))),
+    ("shrunk", save("s.png", photo(9, 1001, 1000)), save("s.png", photo(9, 1000, 1000))),
+    ("converted", save("c.bmp", photo(9)), save("c.png", photo(9))),
+    ("deep", write("d.png", deep()), save("d.png", photo(9))),
+    ("palette", save("p.png", photo(9).quantize(64)), save("p.png", photo(9))),
+    (
+        "wide-colours",
+        save("w.jpg", photo(9), icc_profile=adobe_profile()),
+        save("w.jpg", photo(9), icc_profile=_SRGB),
+    ),
+    ("metadata-removed", save("x.jpg", photo(9), exif=maker()), save("x.jpg", photo(9))),
+    ("odd-name", save("é.jpg", photo(9)), save("e.jpg", photo(9))),
     ("position-removed", save("g.jpg", photo(9), exif=position()), save("g.jpg", photo(9), exif=Image.Exif())),
     ("some-captions", without_caption, None),
     ("trigger-missing", caption("p1.txt", "a TOKBOTS there"), caption("p1.txt", "a tokbot, there")),
@@ -159,21 +209,92 @@ def test_the_checks_of_a_whole_folder(tmp_path: Path) -> None:
     assert codes(six, "OTHER") == {"trigger-absent"}
     assert codes(six, "tokbot") == {"ordinary-trigger"}
     assert codes(six, captioning=True) == {"captions-and-captioning"}
+    assert codes(six, mode="character") == {"character-scenes"}
+    assert codes(six, mode="style") == set()
+    assert codes(six, max_upload_bytes=1_000) == {"too-large"}
+    assert codes(six, max_upload_bytes=100_000_000) == set()
     assert codes(six, None) == set()
+
+
+def test_captions_that_name_the_style_are_told_where_half_of_them_do(tmp_path: Path) -> None:
+    """What a caption names is learnt as that word, not as the style itself."""
+    folder = fill(tmp_path / "p")
+    for number in (1, 3):
+        (folder / f"p{number}.txt").write_text("a TOKBOT, Watercolour of a cat")
+    two = codes(folder, mode="style")
+    (folder / "p5.txt").write_text("a dog in the style of TOKBOT")
+
+    (told,) = found(folder, mode="style")
+
+    assert two == set()
+    assert (told.code, told.files) == ("style-named", ("p1.jpg", "p3.jpg", "p5.jpg"))
+    assert "'watercolour'" in told.what
+    assert codes(folder, mode="product") == set()
+
+
+def test_a_folder_of_grey_images_is_a_style_and_one_among_colours_is_not(tmp_path: Path) -> None:
+    """Who trains black and white wants black and white."""
+    folder = fill(tmp_path / "p")
+    for number in range(6):
+        photo(number).convert("L").save(folder / f"p{number}.jpg", quality=95)
+
+    (told,) = found(folder)
+
+    assert (told.severity, told.code, len(told.files)) == ("change", "all-grey", 6)
+
+
+def test_names_that_differ_in_case_alone_are_told(tmp_path: Path) -> None:
+    """On another disk one of them would overwrite the other."""
+    folder = fill(tmp_path / "p")
+    photo(9).save(folder / "P1.jpg")
+    if len(list(folder.glob("*.jpg"))) < 7:
+        pytest.skip("this disk knows no such difference")
+
+    told = {finding.code: finding.files for finding in found(folder)}
+
+    assert told["odd-name"] == ("P1.jpg", "p1.jpg")
+
+
+def test_groups_are_told_once_and_not_pair_by_pair(tmp_path: Path) -> None:
+    """Twelve copies are one finding of twelve names, not sixty-six."""
+    folder = fill(tmp_path / "p")
+    for number in range(11):
+        (folder / f"copy{number:02}.jpg").write_bytes((folder / "p1.jpg").read_bytes())
+    with Image.open(folder / "p2.jpg") as image:
+        for quality in (60, 70):
+            image.save(folder / f"q{quality}.jpg", quality=quality)
+
+    told = [finding for finding in found(folder) if finding.code in ("same-picture", "similar-pictures")]
+
+    assert [(finding.code, len(finding.files)) for finding in told] == [("same-picture", 12), ("similar-pictures", 3)]
+    assert told[1].files == ("p2.jpg", "q60.jpg", "q70.jpg")
+
+
+def test_fog_is_not_called_blurred(tmp_path: Path) -> None:
+    """Little sharpness beside little contrast is what fog and pale walls look like; the same blurred has less still."""
+    light = Image.linear_gradient("L").resize((1100, 900)).point(lambda value: 98 + value // 4)
+    pale = Image.blend(light.convert("RGB"), photo(9), 0.05)
+    fog, blurred = fill(tmp_path / "fog"), fill(tmp_path / "blurred")
+    pale.save(fog / "f.png")
+    pale.filter(ImageFilter.GaussianBlur(14)).save(blurred / "f.png")
+    look = next(finding for finding in found(blurred) if finding.files == ("f.png",) and finding.code == "blurred")
+
+    assert "blurred" not in codes(fog)
+    assert "sharpness" in look.what
 
 
 def test_every_row_of_the_table_is_tested() -> None:
     """A check that nothing trips may be dead."""
     here = {code for code, _, _ in ROWS}
     here |= {"no-images", "few-images", "too-many-images", "trigger-absent", "ordinary-trigger"}
-    here |= {"captions-and-captioning", "unreadable-file"}
+    here |= {"captions-and-captioning", "unreadable-file", "character-scenes", "style-named", "too-large", "all-grey"}
 
     assert here == set(CHECKS)
 
 
 def test_the_examples_raise_no_alarm() -> None:
     """They are what a good folder looks like."""
-    assert found(EXAMPLES) == []
+    assert [(finding.severity, finding.code) for finding in found(EXAMPLES)] == [("change", "shrunk")]
 
 
 def test_faults_come_first_and_each_names_its_file(tmp_path: Path) -> None:
@@ -186,7 +307,7 @@ def test_faults_come_first_and_each_names_its_file(tmp_path: Path) -> None:
     told = found(folder)
 
     assert [finding.severity for finding in told] == sorted(
-        (finding.severity for finding in told), key=["fault", "warning", "info"].index
+        (finding.severity for finding in told), key=["fault", "warning", "info", "change"].index
     )
     assert all(finding.files for finding in told)
     assert told[0].sentence == "p1.jpg: it is cut short: the JPEG ends before its picture does."
@@ -229,10 +350,31 @@ def test_a_picture_is_judged_alike_at_any_size_and_coding(tmp_path: Path) -> Non
     assert all((looks[0].dhash ^ look.dhash).bit_count() <= 8 for look in looks)
 
 
-def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
-    """A folder with all that goes wrong at once, for a provider that takes twenty images: no file goes unmentioned."""
-    folder = fill(tmp_path / "planted", count=16)
-    before = {path.name for path in folder.iterdir()}
+PLANTED = {
+    "truncated.jpg": "damaged-image",
+    "tiny.png": "small",
+    "recompressed.jpg": "similar-pictures",
+    "rotated.jpg": "position-removed",
+    "iphone.jpg": "misnamed",
+    "p2.txt": "empty-caption",
+    "orphan.txt": "orphan-caption",
+    "p3.jpg": "trigger-missing",
+    "nested.zip": "left-out-image",
+    "out.jpg": "link",
+    ".hidden.jpg": "left-out",
+    "blurred.jpg": "blurred",
+    "black.jpg": "dark",
+    "p4.png": "shared-stem",
+    "panorama.jpg": "long",
+    "animated.webp": "animated",
+    "cmyk.jpg": "cmyk",
+}
+"""What is planted, and the check that finds it."""
+
+
+def plant(folder: Path) -> Path:
+    """A folder with all that goes wrong at once."""
+    fill(folder, count=16)
     cut_short = (folder / "p0.jpg").read_bytes()[:9000]
     (folder / "truncated.jpg").write_bytes(cut_short)
     photo(20, 64, 64).save(folder / "tiny.png")
@@ -254,6 +396,13 @@ def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
     photo(24, 4000, 1000).save(folder / "panorama.jpg")
     photo(25).save(folder / "animated.webp", save_all=True, append_images=[photo(26)])
     photo(27).convert("CMYK").save(folder / "cmyk.jpg")
+    return folder
+
+
+def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
+    """A folder with all that goes wrong at once, for a provider that takes twenty images: no file goes unmentioned."""
+    folder = plant(tmp_path / "planted")
+    before = {f"p{number}.{suffix}" for number in range(16) for suffix in ("jpg", "txt")}
 
     told = found(folder)
     of = {
@@ -261,26 +410,11 @@ def test_every_planted_fault_is_found_and_named(tmp_path: Path) -> None:
     }
 
     assert "too-many-images" in {finding.code for finding in told}
-    expected = {
-        "truncated.jpg": "damaged-image",
-        "tiny.png": "small",
-        "recompressed.jpg": "similar-pictures",
-        "rotated.jpg": "position-removed",
-        "iphone.jpg": "some-captions",
-        "p2.txt": "empty-caption",
-        "orphan.txt": "orphan-caption",
-        "p3.jpg": "trigger-missing",
-        "nested.zip": "left-out-image",
-        "out.jpg": "link",
-        ".hidden.jpg": "left-out",
-        "blurred.jpg": "blurred",
-        "black.jpg": "dark",
-        "p4.png": "shared-stem",
-        "panorama.jpg": "long",
-        "animated.webp": "animated",
-        "cmyk.jpg": "some-captions",
-    }
-    assert {name: code for name, code in expected.items() if code not in of.get(name, set())} == {}
+    assert {name: code for name, code in PLANTED.items() if code not in of.get(name, set())} == {}
     # What was good before is only mentioned where something was planted beside it.
-    accused = {name for name in before & of.keys() if of[name] - {"similar-pictures", "shared-stem", "some-captions"}}
+    accused = {
+        name
+        for name in before & of.keys()
+        if of[name] - {"similar-pictures", "shared-stem", "some-captions", "odd-name"}
+    }
     assert accused == {"p2.txt", "p3.jpg"}

@@ -16,7 +16,8 @@ from tests.dataset.made import encode
 from tests.pictures import fill_folder, picture
 
 _LOOK = Look(
-    width=1, height=1, mode="RGB", is_turned=False, is_animated=False, has_metadata=False, has_position=False,
+    width=1, height=1, mode="RGB", form="JPEG", is_deep=False, is_turned=False, is_animated=False,
+    is_transparent=False, is_grey=False, has_metadata=False, has_position=False,
     has_profile=False, sharpness=1.0, contrast=1.0, brightness=1.0, pixels_sha256="", dhash=0,
 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """check_dataset as an agent uses it: the verdict, its words, and one examination for checking and starting."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from bfl_mcp.config import Settings
 from bfl_mcp.server import build_server
-from tests.dataset.test_judge import fill, photo
+from tests.dataset.test_judge import PLANTED, fill, photo, plant
 from tests.fakes.bfl import KEY, FakeBFL
 from tests.server.conftest import Connect
 from tests.server.test_tools import facts_of, refused, text_of
@@ -23,7 +24,9 @@ def folder(tmp_path: Path) -> Path:
 async def test_a_good_folder_is_ready(connect: Connect, folder: Path) -> None:
     """With what will be sent and what comes next."""
     async with connect() as client:
-        facts = facts_of(await client.call_tool("check_dataset", {"folder": str(folder), "trigger_word": "TOKBOT"}))
+        facts = facts_of(
+            await client.call_tool("check_dataset", {"folder": str(folder), "trigger_word": "TOKBOT", "mode": "style"})
+        )
         rehearsed = facts_of(
             await client.call_tool(
                 "create_finetune", {"folder": str(folder), "finetune_comment": "x", "mode": "style", "dry_run": True}
@@ -62,11 +65,11 @@ async def test_what_is_not_asked_for_is_said_to_be_left_out(home: Path, folder: 
         bare = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
         priced = facts_of(
             await client.call_tool(
-                "check_dataset", {"folder": str(folder), "iterations": 100, "trigger_word": "TOKBOT"}
+                "check_dataset", {"folder": str(folder), "iterations": 100, "trigger_word": "TOKBOT", "mode": "style"}
             )
         )
 
-    assert len(bare["not_checked"]) == 2
+    assert len(bare["not_checked"]) == 3
     assert "cost_usd" not in bare
     assert "with_trigger_word" not in bare
     assert priced["not_checked"] == []
@@ -138,6 +141,24 @@ async def test_a_concise_answer_stays_short_and_a_full_one_names_every_file(conn
     small = next(finding for finding in told if finding["code"] == "small")
     assert len(small["files"]) == 10
     assert sum(len(finding["files"]) for finding in told if finding["code"] == "orphan-caption") == 12
+
+
+async def test_all_that_can_go_wrong_stays_short_in_a_conversation(home: Path, tmp_path: Path) -> None:
+    """26 images with many planted faults, at a provider of 20: worst first, and what is left out is said."""
+    folder = plant(tmp_path / "planted")
+    asked = {"folder": str(folder), "trigger_word": "TOKBOT", "mode": "product", "iterations": 300}
+    settings = Settings.model_validate({"BFL_MCP_HOME": home, "BFL_API_KEY": KEY})
+    async with Client(build_server(settings, FakeBFL().transport())) as client:
+        concise = await client.call_tool("check_dataset", asked)
+        full = facts_of(await client.call_tool("check_dataset", {**asked, "detail": "full"}))
+
+    text, facts = text_of(concise), facts_of(concise)
+    assert len(text.encode()) <= 1500
+    assert facts["verdict"] == "not ready"
+    assert [finding["code"] for finding in facts["findings"][:2]] == ["too-many-images", "damaged-image"]
+    assert re.search(r"\d+ findings are left out here: detail=full names all", facts["next_step"])
+    told = " ".join(name for finding in full["findings"] for name in finding["files"])
+    assert all(name in told for name in PLANTED)
 
 
 async def test_a_folder_that_may_not_be_read_is_refused(connect: Connect) -> None:

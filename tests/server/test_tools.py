@@ -78,7 +78,15 @@ async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
         started = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
 
     assert nothing == []
-    assert rehearsed["next_step"].startswith("Show the person")
+    assert "Show the person" in rehearsed["next_step"]
+    # Three small pictures.
+    assert [(told["severity"], told["code"]) for told in rehearsed["findings"]] == [
+        ("warning", "few-images"),
+        ("warning", "small"),
+        ("info", "captions-and-captioning"),
+    ]
+    assert rehearsed["findings"] == started["findings"]
+    assert "warnings about the images, see findings" in started["summary"]
     assert not {"finetune_id", "state", "practice"} & set(rehearsed)
     assert (rehearsed["started"], rehearsed["dry_run"]) == (False, True)
     assert rehearsed["archive_sha256"] == started["archive_sha256"]
