@@ -95,7 +95,7 @@ CHECKS: Final[dict[str, Check]] = {
     # What is left out.
     "left-out": Check("info", "no image that is used", "Nothing, unless it was meant to be used.", _OURS),
     "left-out-image": Check(
-        "warning", "an image or archive in a form that is not read", "Export it as JPEG into the folder.", _OURS
+        "warning", "an image or archive in a form that is not read", "Put what it holds into the folder as JPEG.", _OURS
     ),
     "link": Check("warning", "a link, which is never followed", "Copy the file itself into the folder.", _OURS),
     "orphan-caption": Check("warning", "a caption without its image", "Give it the stem of an image.", _TRAINERS),

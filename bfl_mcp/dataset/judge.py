@@ -219,7 +219,8 @@ def _judge_captions(dataset: Dataset, plan: Plan) -> Iterator[Finding]:
     captioned = [image for image in dataset.images if image.caption is not None]
     bare = [image for image in dataset.images if image.caption is None]
     if captioned and bare:
-        yield Finding("some-captions", _names(bare), f"they have no caption, and {len(captioned)} others have one")
+        it_has = "it has" if len(bare) == 1 else "they have"
+        yield Finding("some-captions", _names(bare), f"{it_has} no caption, and {len(captioned)} others have one")
     if captioned and plan.captioning:
         yield Finding("captions-and-captioning", (), f"{len(captioned)} images bring captions, and captioning is on")
     yield from _judge_mode(plan.mode, captioned, bare)
@@ -249,7 +250,8 @@ def _judge_trigger(trigger_word: str, captioned: list[ImageFile]) -> Iterator[Fi
     if lacking and len(lacking) == len(captioned):
         yield Finding("trigger-absent", (), f"no caption has the trigger word {quoted(trigger_word, 60)}")
     elif lacking:
-        what = f"their captions lack the trigger word {quoted(trigger_word, 60)}, which the others have"
+        whose = "its caption lacks" if len(lacking) == 1 else "their captions lack"
+        what = f"{whose} the trigger word {quoted(trigger_word, 60)}, which the others have"
         yield Finding("trigger-missing", _names(lacking), what)
 
 

@@ -23,7 +23,7 @@ Detail = Literal["concise", "full"]
 
 # A concise answer has to stay readable in a conversation: in all below 1 500 bytes.
 _FILES_SHOWN: Final = 3
-_FINDINGS_BYTES: Final = 640
+_FINDINGS_BYTES: Final = 800
 _NAME_SHOWN: Final = 40
 _CHANGES_SHOWN: Final = 4
 _FILES_SHOWN_IN_FULL: Final = 100
