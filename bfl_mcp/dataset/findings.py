@@ -38,13 +38,6 @@ NEAR_BITS: Final = 8
 
 LONG_NAME_CHARACTERS: Final = 100
 
-STYLE_WORDS: Final = (
-    "style", "aesthetic", "painting", "painted", "illustration", "illustrated", "drawing", "sketch", "watercolor",
-    "watercolour", "artwork", "digital art", "pixel art", "line art", "cartoon", "anime", "comic", "photograph",
-    "photography", "oil on canvas", "render", "rendering", "engraving", "woodcut", "collage",
-)  # fmt: skip
-"""What captions of a style set name instead of showing it by leaving it out."""
-
 SUFFIXES_OF: Final = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "PNG": {".png", ".apng"},
@@ -99,6 +92,9 @@ CHECKS: Final[dict[str, Check]] = {
     ),
     "link": Check("warning", "a link, which is never followed", "Copy the file itself into the folder.", _OURS),
     "orphan-caption": Check("warning", "a caption without its image", "Give it the stem of an image.", _TRAINERS),
+    "caption-case": Check(
+        "warning", "a caption whose stem is an image's but for case", "Give it the very stem.", _TRAINERS
+    ),
     "empty-caption": Check("warning", "a caption without text", "Write it, or remove the file.", _TRAINERS),
     "shared-stem": Check(
         "warning", "images that share one caption by their stem", "Rename one of them and its caption.", _TRAINERS

@@ -162,10 +162,14 @@ class _Findings:
 
     def dataset(self, captions: dict[str, Path]) -> Dataset:
         stems = {_nfc(image.path.stem) for image in self.images}
+        alike = {_nfc(image.path.stem).casefold(): quote_name(image.path.name) for image in self.images}
         texts: dict[str, str | None] = {}
         for stem, path in captions.items():
             if stem not in stems:
-                self.skip(path.name, "a caption without an image of that name", "orphan-caption")
+                other = alike.get(stem.casefold())
+                code = "orphan-caption" if other is None else "caption-case"
+                more = "" if other is None else f"; {other} differs from it in case"
+                self.skip(path.name, f"a caption without an image of that name{more}", code)
                 continue
             texts[stem] = self._read_caption(path)
             if texts[stem] == "":

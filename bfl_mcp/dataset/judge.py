@@ -1,6 +1,5 @@
 """Judges a dataset as an expert at this desk would: what stands in the way, what may cost quality, what is changed."""
 
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from bfl_mcp.dataset.findings import (
     LONGEST_RATIO,
     MIN_ADVISED_IMAGES,
     NEAR_BITS,
-    STYLE_WORDS,
     SUFFIXES_OF,
     WEAK_SIDE_PX,
     Finding,
@@ -31,7 +29,7 @@ from bfl_mcp.dataset.findings import (
 from bfl_mcp.dataset.folder import Dataset, ImageFile
 from bfl_mcp.dataset.images import SUFFIXES as IMAGE_SUFFIXES
 from bfl_mcp.dataset.looks import Look
-from bfl_mcp.dataset.wording import has_word
+from bfl_mcp.dataset.wording import find_style_word, has_word
 from bfl_mcp.errors import quote_name, quoted
 
 _SEVERITIES: Final = ("fault", "warning", "info", "change")
@@ -39,8 +37,6 @@ _ORDER: Final = {code: number for number, code in enumerate(CHECKS)}
 
 # Beyond so many groups of pictures a reader has understood.
 _GROUPS_NAMED: Final = 20
-
-_STYLE_WORD: Final = re.compile(rf"\b({'|'.join(STYLE_WORDS)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +219,22 @@ def _judge_captions(dataset: Dataset, plan: Plan) -> Iterator[Finding]:
         yield Finding("some-captions", _names(bare), f"{it_has} no caption, and {len(captioned)} others have one")
     if captioned and plan.captioning:
         yield Finding("captions-and-captioning", (), f"{len(captioned)} images bring captions, and captioning is on")
-    yield from _judge_mode(plan.mode, captioned, bare)
+    yield from _judge_mode(plan, captioned, bare)
     if plan.trigger_word:
         yield from _judge_trigger(plan.trigger_word, captioned)
 
 
-def _judge_mode(mode: Mode | None, captioned: list[ImageFile], bare: list[ImageFile]) -> Iterator[Finding]:
-    if mode == "character":
+def _judge_mode(plan: Plan, captioned: list[ImageFile], bare: list[ImageFile]) -> Iterator[Finding]:
+    if plan.mode == "character":
         what = "a character is learnt best from images of one person"
         if bare:
             what += f"; {len(bare)} images have no caption to tell people apart by"
         yield Finding("character-scenes", (), what)
-    elif mode == "style":
-        naming = [(image, word) for image in captioned if (word := _STYLE_WORD.search(image.caption or ""))]
+    elif plan.mode == "style":
+        named = [(image, find_style_word(image.caption or "", plan.trigger_word)) for image in captioned]
+        naming = [(image, word) for image, word in named if word]
         if naming and 2 * len(naming) >= len(captioned):
-            what = f"their captions name a style ({quoted(naming[0][1][0].lower())}), which then is no part of it"
+            what = f"their captions name a style ({quoted(naming[0][1], 40)}), which then is no part of it"
             yield Finding("style-named", _names([image for image, _ in naming]), what)
 
 

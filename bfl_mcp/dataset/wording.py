@@ -1,4 +1,4 @@
-"""What a caption says: its file's bytes → text and back, and whether a word is in it."""
+"""What a caption says: its file's bytes → text and back, whether a word is in it, and words for a style."""
 
 import re
 import unicodedata
@@ -6,6 +6,14 @@ from typing import Final
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES
 from bfl_mcp.errors import DatasetError
+
+_STYLE: Final = re.compile(
+    r"\b(?:styles?|styled|styli[sz]ed|aesthetics?|paintings?|painted|illustrations?|illustrated|water-?colou?rs?|"
+    r"gouache|acrylics?|pastels?|oil on canvas|sketch(?:es)?|drawings?|engravings?|etchings?|woodcuts?|linocuts?|"
+    r"pixel art|line art|vector art|concept art|digital art|artworks?|anime|manga|cartoons?|comics?|impressionis[mt]|"
+    r"cubis[mt]|art nouveau|art deco|pop art|collages?|3d renders?)\b",
+    re.IGNORECASE,
+)
 
 _TOO_LONG: Final = f"the caption is longer than {MAX_CAPTION_BYTES // 1000} kB; shorten it"
 
@@ -54,6 +62,19 @@ def has_word(text: str, word: str) -> bool:
     """Whether a caption holds a trigger word as a whole word, in any case and coding of its letters."""
     text, word = unicodedata.normalize("NFC", text), unicodedata.normalize("NFC", word)
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def find_style_word(text: str, trigger_word: str | None) -> str:
+    """The first word of a caption that names a style or a medium, in lower case; empty where none does.
+
+    "In the style of" the trigger word names none: that is what the word is for.
+    """
+    if trigger_word:
+        word = re.escape(trigger_word)
+        own = rf"\bstyles? of (?:an? |the )?{word}(?!\w)|(?<!\w){word}[- ]styled?\b"
+        text = re.sub(own, " ", text, flags=re.IGNORECASE)
+    found = _STYLE.search(text)
+    return found[0].lower() if found is not None else ""
 
 
 def _tidy(text: str) -> str:

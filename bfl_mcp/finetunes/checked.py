@@ -1,6 +1,7 @@
 """What check_dataset answers: the verdict on a folder, its findings, and what will be changed on the way."""
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, Field
 
 from bfl_mcp.dataset.findings import megabytes
-from bfl_mcp.errors import quote_name, quoted
+from bfl_mcp.errors import quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import Packed
 from bfl_mcp.finetunes.provider import Provider
 from bfl_mcp.finetunes.spend import Quote
@@ -21,9 +22,17 @@ if TYPE_CHECKING:
 Verdict = Literal["ready", "ready with warnings", "not ready"]
 Detail = Literal["concise", "full"]
 
-# A concise answer has to stay readable in a conversation: in all below 1 500 bytes.
+_CONCISE_BYTES: Final = 1500
+"""A concise answer has less text than this, to stay readable in a conversation."""
+
+# What the text has and these facts have not.
+_KEPT_FREE_BYTES: Final = 40
 _FILES_SHOWN: Final = 3
-_FINDINGS_BYTES: Final = 800
+_NAMES_BYTES: Final = 120
+_FOLDER_SHOWN: Final = 120
+_CODES_SHOWN: Final = 8
+# Longer lines of a list are cut where they become text.
+_LINE_CHARACTERS: Final = 240
 _NAME_SHOWN: Final = 40
 _CHANGES_SHOWN: Final = 4
 _FILES_SHOWN_IN_FULL: Final = 100
@@ -73,19 +82,18 @@ def tell_checked(
     findings = [finding for finding in judged if finding.severity != "change"]
     counts = Counter(finding.severity for finding in findings)
     verdict: Verdict = "not ready" if counts["fault"] else "ready with warnings" if counts["warning"] else "ready"
-    told = tell_findings(findings, detail)
     with_word = None
     if plan.trigger_word:
         with_word = sum(has_word(image.caption or "", plan.trigger_word) for image in dataset.images)
     changes = [finding for finding in judged if finding.severity == "change"]
-    return DatasetChecked(
+    checked = DatasetChecked(
         verdict=verdict,
         images=len(dataset.images),
         captions=dataset.captions,
         with_trigger_word=with_word,
         faults=counts["fault"],
         warnings=counts["warning"],
-        findings=told.findings,
+        findings=[],
         changes=_tell_changes(packed, changes, detail),
         names=_tell_names(packed) if detail == "full" else None,
         archive_bytes=archive.size_bytes if archive is not None else None,
@@ -93,8 +101,13 @@ def tell_checked(
         cost_usd=quote.usd if quote is not None else None,
         not_checked=_not_checked(plan, quote, provider),
         summary=_summary(packed, verdict, counts, provider),
-        next_step=_next_step(verdict, told, detail),
+        next_step=_next_step(verdict),
     )
+    taken = len(checked.model_dump_json(exclude_none=True).encode()) + _KEPT_FREE_BYTES
+    told = tell_findings(findings, detail, _CONCISE_BYTES - taken)
+    checked.findings = told.findings
+    checked.next_step += _more(told, detail)
+    return checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +116,17 @@ class Told:
 
     findings: list[FindingTold]
     warnings: int
-    left_out: int
-    """Findings that are not shown."""
+    left_out: str
+    """The findings that are not shown, by their checks; empty where all are."""
     is_whole: bool
-    """Whether every file of every finding is named."""
+    """Whether every file of those that are shown is named."""
 
 
-def tell_findings(findings: "list[Finding]", detail: Detail) -> Told:
-    """Put findings into words, those of one check with one text together; concise leaves out the least."""
+def tell_findings(findings: "list[Finding]", detail: Detail, room_bytes: int) -> Told:
+    """Put findings into words, those of one check with one text together.
+
+    Concise leaves out the least, so that the text fits into `room_bytes`; the first finding is told in any case.
+    """
     together: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         # Of single files the numbers may differ, and the first stands for all; groups stay as they are.
@@ -120,25 +136,32 @@ def tell_findings(findings: "list[Finding]", detail: Detail) -> Told:
     groups = list(together.values())
     told = [_tell(group, detail) for group in groups[:_FINDINGS_SHOWN_IN_FULL]]
     if detail == "concise":
-        told = _that_fit(told)
-    most = _FILES_SHOWN if detail == "concise" else _FILES_SHOWN_IN_FULL
+        told = told[: _how_many_fit(told, groups, room_bytes)]
     return Told(
         findings=told,
         warnings=sum(finding.severity == "warning" for finding in findings),
-        left_out=sum(map(len, groups[len(told) :])),
-        is_whole=len(told) == len(groups)
-        and all(sum(len(finding.files) for finding in group) <= most for group in groups),
+        left_out=_name_checks(groups[len(told) :]),
+        is_whole=not any(name.startswith("… and ") for item in told for name in item.files),
     )
 
 
-def _that_fit(told: list[FindingTold]) -> list[FindingTold]:
-    """The first findings, at least one, that fit into a concise answer."""
-    left = _FINDINGS_BYTES
-    for number, item in enumerate(told):
-        left -= len(" ".join([item.severity, item.code, *item.files, item.what, item.remedy]).encode())
-        if number and left < 0:
-            return told[:number]
-    return told
+def _how_many_fit(told: list[FindingTold], groups: "list[list[Finding]]", room_bytes: int) -> int:
+    """How many findings fit beside what is said of the others; at least one."""
+    sizes = [
+        len("  ".join([item.severity, item.code, *item.files, item.what, item.remedy]).encode()) + 8 for item in told
+    ]
+    for number in range(len(told), 1, -1):
+        if sum(sizes[:number]) + len(_more_words(_name_checks(groups[number:])).encode()) <= room_bytes:
+            return number
+    return min(len(told), 1)
+
+
+def _name_checks(groups: "list[list[Finding]]") -> str:
+    """Findings that are not shown: "9 findings (small, long, blurred, …)"."""
+    number = sum(map(len, groups))
+    codes = list(dict.fromkeys(group[0].code for group in groups))
+    named = ", ".join([*codes[:_CODES_SHOWN], *(["…"] if len(codes) > _CODES_SHOWN else [])])
+    return f"{number} finding{'' if number == 1 else 's'} ({named})" if number else ""
 
 
 def _not_checked(plan: "Plan", quote: Quote | None, provider: Provider) -> list[str]:
@@ -160,28 +183,37 @@ def _summary(packed: Packed, verdict: Verdict, counts: "Counter[Severity]", prov
     )
     images = len(packed.dataset.images)
     what = f"{images} image{'' if images == 1 else 's'}, {packed.dataset.captions} with a caption"
-    text = f"{quoted(packed.dataset.folder)} is {verdict}: {what}" + (f"; {found}." if found else "; nothing to note.")
+    text = f"{quoted(packed.dataset.folder, _FOLDER_SHOWN)} is {verdict}: {what}" + (
+        f"; {found}." if found else "; nothing to note."
+    )
     if packed.examined.archive is not None:
-        text += f" The archive for {provider.name} has {megabytes(packed.examined.archive.size_bytes)}."
+        size = packed.examined.archive.size_bytes
+        text += f" The archive for {provider.name} has {megabytes(size)}, {megabytes(size * 4 // 3)} in base64."
     return f"{text} Nothing was sent, and no file was changed."
 
 
-def _next_step(verdict: Verdict, told: Told, detail: Detail) -> str:
-    more = ""
-    if detail == "concise" and told.left_out:
-        more = f" {told.left_out} findings are left out here: detail=full names all."
-    elif detail == "concise" and not told.is_whole:
-        more = " detail=full names all files."
+def _more(told: Told, detail: Detail) -> str:
+    """How to see what is not shown."""
+    if told.left_out:
+        return _more_words(told.left_out) if detail == "concise" else f" Not shown: {told.left_out}."
+    return " detail=full names every file." if detail == "concise" and not told.is_whole else ""
+
+
+def _more_words(left_out: str) -> str:
+    return f" Not shown: {left_out}; detail=full tells all." if left_out else ""
+
+
+def _next_step(verdict: Verdict) -> str:
     match verdict:
         case "not ready":
-            return f"Tell the person the faults and their remedies; once they are mended, check again.{more}"
+            return "Tell the person the faults and their remedies; once they are mended, check again."
         case "ready with warnings":
             return (
                 "Tell the person the warnings; they decide whether to mend them. Then create_finetune with "
-                f"dry_run=true shows what would be sent.{more}"
+                "dry_run=true shows what would be sent."
             )
         case _:
-            return f"Tell the person, and call create_finetune with dry_run=true to see what would be sent.{more}"
+            return "Tell the person, and call create_finetune with dry_run=true to see what would be sent."
 
 
 def _tell(group: "list[Finding]", detail: Detail) -> FindingTold:
@@ -202,15 +234,24 @@ def _tell(group: "list[Finding]", detail: Detail) -> FindingTold:
 
 
 def _some(names: Sequence[str], detail: Detail) -> list[str]:
-    most = _FILES_SHOWN if detail == "concise" else _FILES_SHOWN_IN_FULL
-    shown = [quote_name(name, _NAME_SHOWN) if detail == "concise" else name for name in names[:most]]
+    most = _FILES_SHOWN_IN_FULL
+    shown = list(names[:most])
+    if detail == "concise":
+        shown = [quote_foreign(name, _NAME_SHOWN) for name in names[:_FILES_SHOWN]]
+        while len(shown) > 1 and sum(len(name.encode()) for name in shown) > _NAMES_BYTES:
+            shown.pop()
+        most = len(shown)
     return [*shown, f"… and {len(names) - most} more"] if len(names) > most else shown
 
 
 def _tell_changes(packed: Packed, changes: "list[Finding]", detail: Detail) -> list[str]:
     told = [f"{len(change.files)} {change.what}" for change in changes]
     if detail == "full":
-        told = [f"{line}: {', '.join(_some(change.files, detail))}" for line, change in zip(told, changes, strict=True)]
+        told = [
+            line
+            for start, change in zip(told, changes, strict=True)
+            for line in _wrapped(f"{start}: {', '.join(_some(change.files, detail))}")
+        ]
     elif len(told) > _CHANGES_SHOWN:
         told = [*told[: _CHANGES_SHOWN - 1], f"… and {len(told) - _CHANGES_SHOWN + 1} other kinds of changes"]
     before = sum(seen.source_bytes for seen in packed.examined.seen.values())
@@ -218,6 +259,11 @@ def _tell_changes(packed: Packed, changes: "list[Finding]", detail: Detail) -> l
     if packed.examined.seen:
         told.append(f"all renamed 001, 002 …; {megabytes(before)} of images become {megabytes(after)}")
     return told
+
+
+def _wrapped(line: str) -> list[str]:
+    first, *more = textwrap.wrap(line, _LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+    return [first, *(f"… {part}" for part in more)]
 
 
 def _tell_names(packed: Packed) -> list[str] | None:

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 _OUTCOME_KEPT_SECONDS: Final = 600.0
 """How long the outcome of a start that nobody waited for is kept for the same call again."""
 
+_FINDINGS_BYTES: Final = 800
+"""How much of a start's answer may be about the images."""
+
 _PRICE_SECONDS: Final = 5.0
 """How long a provider is asked about its price at least, however little time the call has left."""
 
@@ -543,7 +546,8 @@ class Starts:
             known = {name: request.sent[name] for name in ("mode", "trigger_word", "captioning")}
             findings = judge(packed.dataset, packed.examined, self._packing.plan(**known))
             # What is left out has a list of its own.
-            return tell_findings([f for f in findings if f.severity != "change" and f.code != "left-out"], "concise")
+            told = [finding for finding in findings if finding.severity != "change" and finding.code != "left-out"]
+            return tell_findings(told, "concise", _FINDINGS_BYTES)
 
         return self._report(request).with_findings(await anyio.to_thread.run_sync(tell))
 

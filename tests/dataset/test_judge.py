@@ -144,6 +144,7 @@ ROWS: list[tuple[str, Callable[[Path], None], Callable[[Path], None] | None]] = 
     ("left-out-image", write("x.zip", b"PK\x03\x04"), write("x.txt", b"PK\x03\x04")),
     ("link", link, None),
     ("orphan-caption", caption("x.txt", "a TOKBOT"), caption("p1.txt", "a TOKBOT")),
+    ("caption-case", caption("P2.txt", "a TOKBOT"), None),
     ("empty-caption", caption("p1.txt", " \n"), caption("p1.txt", "TOKBOT")),
     ("shared-stem", save("p1.png", photo(9)), save("p9.png", photo(9))),
     ("second-caption", caption("p1.TXT", "another TOKBOT"), None),
@@ -223,10 +224,12 @@ def test_captions_that_name_the_style_are_told_where_half_of_them_do(tmp_path: P
         (folder / f"p{number}.txt").write_text("a TOKBOT, Watercolour of a cat")
     two = codes(folder, mode="style")
     (folder / "p5.txt").write_text("a dog in the style of TOKBOT")
+    of_the_word_itself = codes(folder, mode="style")
+    (folder / "p5.txt").write_text("a TOKBOT, oil painting of a dog")
 
     (told,) = found(folder, mode="style")
 
-    assert two == set()
+    assert two == of_the_word_itself == set()
     assert (told.code, told.files) == ("style-named", ("p1.jpg", "p3.jpg", "p5.jpg"))
     assert "'watercolour'" in told.what
     assert codes(folder, mode="product") == set()

@@ -156,9 +156,59 @@ async def test_all_that_can_go_wrong_stays_short_in_a_conversation(home: Path, t
     assert len(text.encode()) <= 1500
     assert facts["verdict"] == "not ready"
     assert [finding["code"] for finding in facts["findings"][:2]] == ["too-many-images", "damaged-image"]
-    assert re.search(r"\d+ findings are left out here: detail=full names all", facts["next_step"])
+    assert re.search(r"Not shown: \d+ findings \(.*small.*\); detail=full tells all\.$", facts["next_step"])
     told = " ".join(name for finding in full["findings"] for name in finding["files"])
     assert all(name in told for name in PLANTED)
+
+
+async def test_names_of_any_length_leave_a_concise_answer_short(connect: Connect, tmp_path: Path) -> None:
+    """They are not ours, and may have 255 bytes each."""
+    folder = tmp_path / ("界" * 60) / ("世" * 60)
+    folder.parent.mkdir()
+    fill(folder, count=20)
+    for number in range(20):
+        photo(number, 400, 300).save(folder / f"{number}{'写' * 70}.png")
+    async with connect() as client:
+        answer = await client.call_tool("check_dataset", {"folder": str(folder), "trigger_word": "TOKBOT"})
+
+    assert len(text_of(answer).encode()) <= 1500
+    assert facts_of(answer)["findings"] != []
+
+
+async def test_a_start_brings_what_the_check_found(connect: Connect, folder: Path) -> None:
+    """Whoever never checked must hear of it too, before and after the start; of a start more is known."""
+    photo(9, 500, 400).save(folder / "small.jpg")
+    (folder / "small.txt").write_text("a TOKBOT")
+    known = {"folder": str(folder), "trigger_word": "TOKBOT", "mode": "character"}
+    asked = {**known, "finetune_comment": "x"}
+    async with connect() as client:
+        checked = facts_of(await client.call_tool("check_dataset", known))
+        rehearsed = facts_of(await client.call_tool("create_finetune", {**asked, "dry_run": True}))
+        started = facts_of(await client.call_tool("create_finetune", asked))
+
+    codes = [finding["code"] for finding in started["findings"]]
+    assert codes == ["small", "character-scenes", "captions-and-captioning"]
+    assert rehearsed["findings"] == started["findings"]
+    assert checked["findings"] == started["findings"][:2]
+    assert "1 warning about the images" in rehearsed["summary"]
+    assert "1 warning about the images" in started["summary"]
+    assert rehearsed["next_step"].startswith("Tell the person the warnings")
+
+
+async def test_what_is_too_large_to_send_is_a_fault_for_both(home: Path, folder: Path) -> None:
+    """Checking and starting say the same, in the same words."""
+    limit = {"BFL_MCP_HOME": home, "BFL_TRAINER_MAX_UPLOAD_MB": 0.5}
+    async with Client(build_server(Settings.model_validate(limit))) as client:
+        facts = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+        words = await refused(
+            client, "create_finetune", {"folder": str(folder), "finetune_comment": "x", "mode": "style"}
+        )
+
+    (fault,) = facts["findings"]
+    assert (facts["verdict"], fault["code"]) == ("not ready", "too-large")
+    assert "Nothing was sent" in words
+    assert fault["what"][1:] in words
+    assert fault["remedy"] in words
 
 
 async def test_a_folder_that_may_not_be_read_is_refused(connect: Connect) -> None:
