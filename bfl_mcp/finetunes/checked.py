@@ -183,9 +183,7 @@ def _summary(packed: Packed, verdict: Verdict, counts: "Counter[Severity]", prov
     )
     images = len(packed.dataset.images)
     what = f"{images} image{'' if images == 1 else 's'}, {packed.dataset.captions} with a caption"
-    text = f"{quoted(packed.dataset.folder, _FOLDER_SHOWN)} is {verdict}: {what}" + (
-        f"; {found}." if found else "; nothing to note."
-    )
+    text = f"{quoted(packed.dataset.folder, _FOLDER_SHOWN)} is {verdict}: {what}; {found or 'nothing to note'}."
     if packed.examined.archive is not None:
         size = packed.examined.archive.size_bytes
         text += f" The archive for {provider.name} has {megabytes(size)}, {megabytes(size * 4 // 3)} in base64."
