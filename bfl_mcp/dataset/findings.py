@@ -36,6 +36,9 @@ BLOWN_ABOVE: Final = 239.0
 NEAR_BITS: Final = 8
 """Of the 64 of `Look.dhash`."""
 
+TRANSPARENT_ABOVE: Final = 0.001
+"""`Look.transparent_share`. One wallpaper of 42 had a few pixels of alpha 253."""
+
 LONG_NAME_CHARACTERS: Final = 100
 
 SUFFIXES_OF: Final = {
@@ -137,7 +140,7 @@ CHECKS: Final[dict[str, Check]] = {
     ),
     "transparent": Check(
         "warning",
-        "something shines through",
+        f"something shines through more than {TRANSPARENT_ABOVE:.1%} of it",
         "Look at it; where white is wrong, put a background behind it.",
         _TRAINERS,
     ),

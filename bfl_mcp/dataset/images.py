@@ -41,6 +41,9 @@ _ON_ITS_SIDE: Final = range(5, 9)
 _FLAT_SHARE: Final = 0.8
 _FLAT_ROWS: Final = 64
 
+# Alpha from here on looks solid: what is left of edges and of rounding lies above it.
+_SOLID_ALPHA: Final = 250
+
 _METADATA: Final = frozenset({"exif", "comment", "photoshop", "xmp", "Software", "iptc"})
 
 # A JPEG is decoded at 1.5 times the wanted size or more: what that costs in detail is a fraction of what coding it
@@ -153,7 +156,7 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
                 if kept is None:
                     return _encode(image, form, size, facts)
                 _decode_cheaply(image, MEASURED_SIDE_PX)
-                return PreparedImage(SUFFIXES[form], Look(**facts, is_transparent=False, **measure(image)), kept=kept)
+                return PreparedImage(SUFFIXES[form], Look(**facts, transparent_share=0.0, **measure(image)), kept=kept)
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
@@ -304,18 +307,17 @@ def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | No
 def _encode(image: "Image.Image", form: str, size: tuple[int, int], facts: dict[str, Any]) -> PreparedImage:
     picture = _prepare_picture(image, size)
     suffix, data = _code(picture, lossless=form in _LOSSLESS, flat=form in _LOSSLESS and _has_flat_colour(image))
-    look = Look(**facts, is_transparent=_is_transparent(image), **measure(picture))
+    look = Look(**facts, transparent_share=_transparent_share(image), **measure(picture))
     return PreparedImage(suffix, look, encoded=data)
 
 
-def _is_transparent(image: "Image.Image") -> bool:
-    """Whether anything of a decoded picture lets the paper shine through."""
+def _transparent_share(image: "Image.Image") -> float:
+    """How much of a decoded picture lets the paper shine through."""
     if "transparency" in image.info and "A" not in image.mode:
         image = image.convert("RGBA")
     if "A" not in image.getbands():
-        return False
-    lowest, _ = image.getchannel("A").getextrema()
-    return isinstance(lowest, int | float) and lowest < 255
+        return 0.0
+    return sum(image.getchannel("A").histogram()[:_SOLID_ALPHA]) / (image.width * image.height)
 
 
 def _is_deep(image: "Image.Image") -> bool:

@@ -22,6 +22,7 @@ from bfl_mcp.dataset.findings import (
     MIN_ADVISED_IMAGES,
     NEAR_BITS,
     SUFFIXES_OF,
+    TRANSPARENT_ABOVE,
     WEAK_SIDE_PX,
     Finding,
     megabytes,
@@ -124,7 +125,7 @@ def _judge_kind(image: ImageFile, look: Look) -> Iterator[tuple[str, str]]:
     """What kind of picture it is: a code, and what is said."""
     if look.is_animated:
         yield "animated", "it has several frames, of which the first is used"
-    if look.is_transparent:
+    if look.transparent_share > TRANSPARENT_ABOVE:
         yield "transparent", "it is transparent in places, which become white"
     if look.mode in ("CMYK", "YCCK"):
         yield "cmyk", "its colours are for print (CMYK), and may shift when they become sRGB"

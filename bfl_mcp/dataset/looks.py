@@ -31,8 +31,8 @@ class Look:
     """Whether it has 16 bits a channel."""
     is_turned: bool
     is_animated: bool
-    is_transparent: bool
-    """Whether something shines through, rather than having an alpha channel alone."""
+    transparent_share: float
+    """Share of its pixels, 0-1, through which something shines that can be seen (alpha below 250 of 255)."""
     has_metadata: bool
     has_position: bool
     """Whether its EXIF says where it was taken."""

@@ -111,7 +111,7 @@ def see_through(alpha: int) -> Image.Image:
     """A picture with an alpha channel that is solid but for one corner."""
     image = photo(9).convert("RGBA")
     image.putalpha(255)
-    image.paste((0, 0, 0, alpha), (0, 0, 20, 20))
+    image.paste((0, 0, 0, alpha), (0, 0, 60, 60))
     return image
 
 
@@ -158,7 +158,7 @@ ROWS: list[tuple[str, Callable[[Path], None], Callable[[Path], None] | None]] = 
     ("blown", save("w.jpg", grey(244, 11)), save("w.jpg", grey(235, 20))),
     ("animated", save("a.webp", photo(8), save_all=True, append_images=[photo(9)]), save("a.webp", photo(8))),
     ("huge", write("h.png", png((9_000, 10_000), 8, 2, b"")), None),
-    ("transparent", save("t.png", see_through(0)), save("t.png", see_through(255))),
+    ("transparent", save("t.png", see_through(0)), save("t.png", see_through(253))),
     ("cmyk", save("c.jpg", photo(9).convert("CMYK")), save("c.jpg", photo(9))),
     ("grey", save("g.jpg", photo(9).convert("L").convert("RGB")), save("g.jpg", photo(9))),
     ("misnamed", write("m.jpg", encode(photo(9), "PNG")), write("m.jpeg", encode(photo(9), "JPEG"))),

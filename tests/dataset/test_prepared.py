@@ -17,7 +17,7 @@ from tests.pictures import fill_folder, picture
 
 _LOOK = Look(
     width=1, height=1, mode="RGB", form="JPEG", is_deep=False, is_turned=False, is_animated=False,
-    is_transparent=False, is_grey=False, has_metadata=False, has_position=False,
+    transparent_share=0.0, is_grey=False, has_metadata=False, has_position=False,
     has_profile=False, sharpness=1.0, contrast=1.0, brightness=1.0, pixels_sha256="", dhash=0,
 )  # fmt: skip
 
