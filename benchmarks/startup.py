@@ -21,7 +21,7 @@ from typing import IO, Any, Final
 from benchmarks.resident import read_resident
 
 _RATIO_LIMIT: Final = 1.10
-_LIST_LIMIT_KB: Final = 10.0
+_LIST_LIMIT_KB: Final = 20.0
 _WARM_UPS: Final = 2
 
 _BARE: Final = """\
