@@ -33,7 +33,10 @@ BFL_MAX_IMAGES: Final = 20
 """Documented range 1-20. Observed February 2025: 21 and more came back as `Request Moderated` without a reason."""
 
 BFL_MAX_MEGAPIXELS: Final = 1.0
-"""Documented: larger pictures are accepted, the extra pixels bring nothing. One megapixel is 1 000 000 pixels here."""
+"""Documented: larger pictures are accepted, the extra pixels bring nothing."""
+
+MEGAPIXEL: Final = 1024 * 1024
+"""What one megapixel is to image models: a picture of 1024 × 1024 is left as it is. Not BFL's."""
 
 MIN_IMAGES: Final = 1
 

@@ -163,7 +163,7 @@ class OpenFolder:
         Raises:
             OSError: It cannot be read.
         """
-        for name in [entry.name for entry in self.entries() if _STAGED_NAME.fullmatch(entry.name)]:
+        for name in [entry.name for entry in self.entries() if is_staged(entry.name)]:
             status = self.status(name)
             if status is not None and status.st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
                 yield name, status
@@ -257,7 +257,7 @@ class Access:
         try:
             return _open_below(root, real)
         except (OSError, ValueError) as error:
-            raise _cannot_open(path, real, error) from None
+            raise self._cannot_open(path, real, error) from None
 
     def open_parent(self, named: str | Path) -> tuple[OpenFolder, str]:
         """Check and open the folder in which something new is to get a name, and give that name.
@@ -304,14 +304,26 @@ class Access:
             if hidden is not None:
                 raise DatasetError(
                     f"{shown(path)} lies in the hidden folder {quoted(hidden.name)}, and hidden folders are never "
-                    f"read. {NOTHING} Copy the pictures to a folder that is not hidden."
+                    f"read or written. {NOTHING} Take a folder that is not hidden, and copy the pictures there if "
+                    "they lie in this one."
                 )
         if any(lies_in(real, private) for private in self.private):
             raise DatasetError(
-                f"{shown(path)} holds this server's own data, which is never read as a dataset. {NOTHING} Name the "
-                "folder with the pictures."
+                f"{shown(path)} holds this server's own data, which is neither read as a dataset nor written to. "
+                f"{NOTHING} Name another folder."
             )
         return root
+
+    def _cannot_open(self, path: Path, real: Path, error: Exception) -> DatasetError:
+        if isinstance(error, FileNotFoundError):
+            # Where nothing is said of what is allowed, it is a person who named it.
+            advice = "Look at the path again." if self.allowed is None else "Ask the person for the path."
+            return DatasetError(f"There is no folder {shown(path)}. {NOTHING} {advice}")
+        if isinstance(error, NotADirectoryError) and real.is_file():
+            return DatasetError(
+                f"{shown(path)} is a file, not a folder. {NOTHING} Name the folder it lies in: {shown(path.parent)}."
+            )
+        return DatasetError(f"{shown(path)} cannot be read: {why(error)}. {NOTHING}")
 
     def _names(self) -> str:
         return ", ".join(shown(folder) for folder in self.allowed or ()) or "none at all"
@@ -324,6 +336,11 @@ ANYWHERE: Final = Access()
 def staged_name() -> str:
     """A hidden name that nothing has, for what is not whole yet."""
     return f".bfl-mcp-{secrets.token_hex(8)}.tmp"
+
+
+def is_staged(name: str) -> bool:
+    """Whether it is a hidden name of ours, of what is not whole yet or never became it."""
+    return _STAGED_NAME.fullmatch(name) is not None
 
 
 def lies_in(path: Path, folder: Path) -> bool:
@@ -420,13 +437,3 @@ def _open_below(root: Path, real: Path) -> OpenFolder:
             if outer is not None:
                 os.close(outer)
     return OpenFolder(real, descriptor)
-
-
-def _cannot_open(path: Path, real: Path, error: Exception) -> DatasetError:
-    if isinstance(error, FileNotFoundError):
-        return DatasetError(f"There is no folder {shown(path)}. {NOTHING} Ask the person for the path.")
-    if isinstance(error, NotADirectoryError) and real.is_file():
-        return DatasetError(
-            f"{shown(path)} is a file, not a folder. {NOTHING} Name the folder it lies in: {shown(path.parent)}."
-        )
-    return DatasetError(f"{shown(path)} cannot be read: {why(error)}. {NOTHING}")

@@ -15,7 +15,7 @@ from bfl_mcp.contract import MIN_IMAGES
 from bfl_mcp.dataset.access import why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.folder import Dataset, ImageFile, Skipped
-from bfl_mcp.dataset.images import HugeImageError, prepare_image
+from bfl_mcp.dataset.images import HugeImageError, NoRoomError, prepare_image
 from bfl_mcp.dataset.looks import Look
 from bfl_mcp.dataset.prepared import Identity, KnownPicture, PreparedPictures
 from bfl_mcp.errors import DatasetError, quote_name, quoted
@@ -156,9 +156,18 @@ def examine_dataset(
     return Examined((), seen, archive)
 
 
-def _no_room(error: OSError) -> DatasetError:
+class _ChangingError(DatasetError):
+    """A file was written to while it was being read. Half a sentence."""
+
+
+_CODES: Final = {HugeImageError: "huge", _ChangingError: "changing"}
+"""What an image is called that fails otherwise than by damage."""
+
+
+def _no_room(error: OSError | NoRoomError) -> DatasetError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return DatasetError(
-        f"The archive could not be written to the folder for temporary files: {error.strerror or error}. Nothing was "
+        f"The archive could not be written to the folder for temporary files: {why}. Nothing was "
         "sent or charged. Make room on the disk, or set TMPDIR to a folder that has some."
     )
 
@@ -200,8 +209,10 @@ def _write_images(
                 with ready.source:
                     _write_image(archive, number, image, ready, on_bytes)
                 seen[image.path.name] = Seen(ready.picture, ready.identity.size_bytes)
+            except NoRoomError as error:
+                raise _no_room(error) from None
             except DatasetError as error:
-                code = "huge" if isinstance(error, HugeImageError) else "damaged-image"
+                code = _CODES.get(type(error), "damaged-image")
                 faults.append(Finding(code, (quote_name(image.path.name),), str(error)))
             on_image(number)
 
@@ -241,7 +252,7 @@ def _prepare(dataset: Dataset, image: ImageFile, max_megapixels: float, pictures
         if picture is None:
             prepared = prepare_image(source, max_megapixels)
             if _identify(image, source, max_megapixels) != before:
-                raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+                raise _ChangingError("it changed while it was being read; try again when nothing writes to it")
             picture = pictures.keep(before, prepared)
     except BaseException:
         source.close()
@@ -266,7 +277,7 @@ def _write_image(
             target.write(block)
             on_bytes(block)
     if _identify(image, ready.source, ready.identity.max_megapixels) != ready.identity:
-        raise DatasetError("it changed while it was being read; try again when nothing writes to it")
+        raise _ChangingError("it changed while it was being read; try again when nothing writes to it")
     if image.caption is not None:
         archive.writestr(_entry(name + ".txt"), image.caption.encode())
 
@@ -281,7 +292,7 @@ def _read_kept(ready: _Ready) -> Iterator[bytes]:
             except OSError as error:
                 raise DatasetError(f"it cannot be read: {error.strerror or error}") from None
             if not block:
-                raise DatasetError("it became shorter while it was being read; try again when nothing writes to it")
+                raise _ChangingError("it became shorter while it was being read; try again when nothing writes to it")
             yield block
             left -= len(block)
 

@@ -142,7 +142,7 @@ def _next_step(mode: Mode, outcome: Outcome, without: Sequence[str], lacking: Se
         steps.append("Write captions for the images in without_caption too, or ask the person whether to.")
     if lacking:
         steps.append("Mode prepend_trigger puts the trigger word into the captions that lack it.")
-    steps.append("Then call check_dataset to look at the folder again.")
+    steps.append(f"{'Then call' if steps else 'Call'} check_dataset to look at the folder again.")
     if outcome.changes:
         steps.append("Mode undo takes this write back.")
     return " ".join(steps)

@@ -1,12 +1,16 @@
 """Any mode and profile of a picture → 8-bit sRGB, alpha laid on white."""
 
+import functools
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bfl_mcp.errors import DatasetError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+# Of 255. The many profiles that are called sRGB differ by rounding.
+_ALIKE_STEPS: Final = 4
 
 
 def to_srgb(image: "Image.Image", profile: bytes | None) -> "Image.Image":
@@ -61,11 +65,21 @@ def _apply_profile(image: "Image.Image", profile: bytes) -> "Image.Image | None"
         return None
 
 
+@functools.lru_cache(maxsize=32)
 def is_srgb(profile: bytes) -> bool:
-    from PIL import ImageCms
+    """Whether a profile means the same colours as sRGB, whatever it is called. One that cannot be read says nothing."""
+    from PIL import Image, ImageChops, ImageCms
 
     try:
-        return "srgb" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile))).lower()
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if source.profile.xcolor_space.strip() != "RGB":
+            return False
+        levels = range(0, 256, 51)
+        cube = bytes(value for red in levels for green in levels for blue in levels for value in (red, green, blue))
+        probe = Image.frombytes("RGB", (36, 6), cube)
+        shown = ImageCms.profileToProfile(probe, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
-        # A profile that cannot be read says nothing about the colours.
         return True
+    if shown is None:
+        return True
+    return max(ImageChops.difference(probe, shown).tobytes()) <= _ALIKE_STEPS

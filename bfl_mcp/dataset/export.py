@@ -16,7 +16,7 @@ from typing import IO, Final, Literal
 
 from bfl_mcp.dataset.access import NEW_FILE_FLAGS, NOTHING, Access, OpenFolder, lies_in, shown, staged_name
 from bfl_mcp.dataset.archive import Archive
-from bfl_mcp.errors import DatasetError, quoted
+from bfl_mcp.errors import DatasetError
 
 Kind = Literal["archive", "folder"]
 OnStep = Callable[[int, int], None]
@@ -205,7 +205,7 @@ def _is_about_what_is_there(error: OSError) -> bool:
 def _is_taken(path: Path) -> DatasetError:
     return DatasetError(
         f"There is something at {shown(path)} already, and nothing is ever overwritten. Nothing was written. Choose "
-        f"another name, for example {quoted(path.stem + '-2' + path.suffix)}."
+        f"another name, for example {shown(path.with_name(f'{path.stem}-2{path.suffix}'))}."
     )
 
 

@@ -34,7 +34,7 @@ BLOWN_ABOVE: Final = 239.0
 """`Look.brightness`."""
 
 NEAR_BITS: Final = 8
-"""Of the 64 of `Look.dhash`."""
+"""Of the 64 of `Look.dhash`, and of `Look.dhash_down`: across alone, a lawn, a night sky and stripes look alike."""
 
 TRANSPARENT_ABOVE: Final = 0.001
 """`Look.transparent_share`. One wallpaper of 42 had a few pixels of alpha 253."""
@@ -73,6 +73,9 @@ CHECKS: Final[dict[str, Check]] = {
     "unreadable-file": Check("fault", "the system does not let it be read", "Let this user read it.", _OURS),
     "no-image": Check("fault", "named like an image, and is none", "Remove it, or export it again.", _TRAINERS),
     "damaged-image": Check("fault", "does not decode to its end", "Export or copy it again.", _TRAINERS),
+    "changing": Check(
+        "fault", "written to while it was being read", "Wait until nothing writes to it, then check again.", _OURS
+    ),
     "huge": Check(
         "fault",
         "a side above 65 500 px, more than 89 megapixels, or a file above 128 MB; it is not decoded",
@@ -86,7 +89,7 @@ CHECKS: Final[dict[str, Check]] = {
         _OURS,
     ),
     "unreadable-caption": Check(
-        "fault", "no UTF-8 or UTF-16 text, or too long", "Save it as plain UTF-8 text.", _TRAINERS
+        "fault", "no UTF-8 or UTF-16 text, or too long", "Save it as plain UTF-8 text of at most 64 kB.", _TRAINERS
     ),
     # What is left out.
     "left-out": Check("info", "no image that is used", "Nothing, unless it was meant to be used.", _OURS),
@@ -110,7 +113,7 @@ CHECKS: Final[dict[str, Check]] = {
     "same-picture": Check("warning", "the same pixels twice", "Keep one of them.", _TRAINERS),
     "similar-pictures": Check(
         "warning",
-        f"at most {NEAR_BITS} of 64 bits differ",
+        f"at most {NEAR_BITS} of 64 bits differ, both across and down",
         "Keep the best one, unless they differ on purpose.",
         f"{_TRAINERS}: dHash",
     ),
@@ -128,7 +131,12 @@ CHECKS: Final[dict[str, Check]] = {
         "Look at it; leave it out if it is.",
         _MEASURED,
     ),
-    "flat": Check("info", f"contrast below {FLAT_BELOW:.0f}", "Look at it: is anything on it?", _MEASURED),
+    "flat": Check(
+        "info",
+        f"contrast below {FLAT_BELOW:.0f}, and sharpness below {BLURRED_BELOW:.0f}",
+        "Look at it: is anything on it?",
+        _MEASURED,
+    ),
     "dark": Check(
         "info", f"brightness below {DARK_BELOW:.0f} of 255", "Look at it; brighten or leave it out.", _TRAINERS
     ),
@@ -201,6 +209,9 @@ CHECKS: Final[dict[str, Check]] = {
         _TRAINERS,
     ),
 }
+
+SAID_OF_MOST: Final = frozenset({"some-captions"})
+"""What is said of most images or of none: beside a single picture, which shows its caption, it tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)

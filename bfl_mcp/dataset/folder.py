@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from bfl_mcp.contract import MAX_CAPTION_BYTES, MAX_IMAGE_FILE_BYTES
-from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, shown, why
+from bfl_mcp.dataset.access import ANYWHERE, NOTHING, Access, OpenFolder, is_staged, shown, why
 from bfl_mcp.dataset.findings import Finding
 from bfl_mcp.dataset.images import HEAD_BYTES, identify, reads_heic
 from bfl_mcp.dataset.wording import decode_caption
@@ -103,6 +103,9 @@ def read_dataset(folder: str | Path, access: Access = ANYWHERE) -> Dataset:
         source.close()
         raise DatasetError(f"{shown(source.path)} cannot be read: {why(error)}. {NOTHING}") from None
     for entry in ordered:
+        if is_staged(entry.name):
+            # What a killed write of ours left; the next one removes it.
+            continue
         if skipped := _reason_to_skip(entry):
             found.skip(entry.name, *skipped)
         elif Path(entry.name).suffix.lower() == ".txt":

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from bfl_mcp.contract import MEGAPIXEL
 from bfl_mcp.dataset.colour import is_srgb, to_srgb
 from bfl_mcp.dataset.kept import Ranges, picture_ranges
 from bfl_mcp.dataset.looks import MEASURED_SIDE_PX, Look, has_position, measure
@@ -56,6 +57,10 @@ _PIXELS_AT_A_TIME: Final = 32_000_000
 
 # The longest side libjpeg writes.
 _MAX_SIDE_PX: Final = 65_500
+
+
+class NoRoomError(DatasetError):
+    """The folder for temporary files takes no more. Half a sentence: it is no fault of any image."""
 
 
 class HugeImageError(DatasetError):
@@ -152,7 +157,7 @@ def prepare_image(file: BinaryIO, max_megapixels: float) -> PreparedImage:
             size = _target_size(original, max_megapixels)
             with _budget.hold(_pixels_to_decode(image, form, size)):
                 kept = _kept_ranges(file, form, image) if size == original else None
-                facts = {**_facts(image), "form": form, "is_deep": is_deep}
+                facts = {**_facts(image, form), "is_deep": is_deep}
                 if kept is None:
                     return _encode(image, form, size, facts)
                 _decode_cheaply(image, MEASURED_SIDE_PX)
@@ -249,7 +254,7 @@ def _check_pixels(size: tuple[int, int]) -> None:
 
 def _target_size(size: tuple[int, int], max_megapixels: float) -> tuple[int, int]:
     width, height = size
-    limit = max_megapixels * 1_000_000
+    limit = max_megapixels * MEGAPIXEL
     if not limit or width * height <= limit:
         return size
     scale = math.sqrt(limit / (width * height))
@@ -275,7 +280,7 @@ def _decode_cheaply(image: "Image.Image", longer_side: int = 1) -> None:
     image.load()
 
 
-def _facts(image: "Image.Image") -> dict[str, Any]:
+def _facts(image: "Image.Image", form: str) -> dict[str, Any]:
     """What a picture is before it is changed: the part of a `Look` that is not measured."""
     profile = image.info.get("icc_profile")
     # A HEIC is turned by its decoder, and so is its size.
@@ -288,7 +293,9 @@ def _facts(image: "Image.Image") -> dict[str, Any]:
         "height": height,
         "mode": image.mode,
         "is_turned": turned,
-        "is_animated": bool(getattr(image, "is_animated", False)),
+        # The second picture of a JPEG is its depth, or its other eye.
+        "is_animated": form != "JPEG" and bool(getattr(image, "is_animated", False)),
+        "form": form,
         "has_metadata": bool(_METADATA & image.info.keys()),
         "has_position": has_position(image),
         "has_profile": profile is not None and not is_srgb(profile),
@@ -315,7 +322,7 @@ def _transparent_share(image: "Image.Image") -> float:
     """How much of a decoded picture lets the paper shine through."""
     if "transparency" in image.info and "A" not in image.mode:
         image = image.convert("RGBA")
-    if "A" not in image.getbands():
+    if image.mode == "LAB" or "A" not in image.getbands():
         return 0.0
     return sum(image.getchannel("A").histogram()[:_SOLID_ALPHA]) / (image.width * image.height)
 
@@ -388,7 +395,7 @@ def _coded(picture: "Image.Image", form: str, **options: Any) -> bytes:
             file.seek(0)
             return file.read()
     except OSError as error:
-        raise DatasetError(f"it could not be written to a temporary file: {error.strerror or error}") from None
+        raise NoRoomError(error.strerror or str(error)) from None
 
 
 def _orientation_transpose(image: "Image.Image") -> "Image.Transpose | None":

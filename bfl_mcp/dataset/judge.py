@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from bfl_mcp.contract import MIN_IMAGES, Mode
+from bfl_mcp.contract import MEGAPIXEL, MIN_IMAGES, Mode
 from bfl_mcp.dataset.archive import Examined
 from bfl_mcp.dataset.findings import (
     BAD_SIDE_PX,
@@ -70,7 +70,12 @@ def judge(dataset: Dataset, examined: Examined, plan: Plan) -> list[Finding]:
     for image in dataset.images:
         if (seen := examined.seen.get(image.path.name)) is not None:
             found += _judge_image(image, seen.look)
-    return sorted(found, key=lambda finding: (_SEVERITIES.index(finding.severity), _ORDER[finding.code], finding.files))
+    return sorted(found, key=_place)
+
+
+def _place(finding: Finding) -> tuple[object, ...]:
+    """Where a finding stands among the others: of one check, what is said of no file comes last."""
+    return _SEVERITIES.index(finding.severity), _ORDER[finding.code], not finding.files, finding.files
 
 
 def judge_size(archive_bytes: int, plan: Plan) -> list[Finding]:
@@ -109,7 +114,7 @@ def _judge_image(image: ImageFile, look: Look) -> Iterator[Finding]:
         yield finding("small", f"it is {how} ({size}); 1024 pixels on the shorter side are desirable")
     if longer > LONGEST_RATIO * shorter:
         yield finding("long", f"it is 1:{longer / shorter:.1f} ({size}), and most of it may be cropped in training")
-    if look.contrast < FLAT_BELOW:
+    if look.contrast < FLAT_BELOW and look.sharpness < BLURRED_BELOW:
         yield finding("flat", f"there is hardly anything on it (contrast {look.contrast:.0f})")
     elif look.sharpness < min(BLURRED_BELOW, BLURRED_SHARE_BELOW * look.contrast**2):
         # What has nothing on it is not called out of focus too.
@@ -146,21 +151,26 @@ def _judge_pairs(examined: Examined) -> Iterator[Finding]:
         for names in by_content.values()
         if len(names) > 1
     ]
-    hashes = {names[0]: examined.seen[names[0]].look.dhash for names in by_content.values()}
+    looks = {names[0]: examined.seen[names[0]].look for names in by_content.values()}
     groups += [
         Finding("similar-pictures", tuple(map(quote_name, names)), "they look almost the same")
-        for names in _alike(hashes)
+        for names in _alike(looks)
     ]
     yield from groups[:_GROUPS_NAMED]
     if (more := len(groups) - _GROUPS_NAMED) > 0:
-        yield Finding("similar-pictures", (), f"{more} more groups of images are the same or almost the same")
+        yield Finding("similar-pictures", (), f"there are {more} more groups of images that are almost the same")
 
 
-def _alike(hashes: dict[str, int]) -> list[list[str]]:
+def _alike(looks: dict[str, Look]) -> list[list[str]]:
     """Groups of names whose pictures resemble at least one other of their group."""
-    group_of = {name: [name] for name in hashes}
-    for (one, its_hash), (other, other_hash) in combinations(hashes.items(), 2):
-        if (its_hash ^ other_hash).bit_count() <= NEAR_BITS and group_of[one] is not group_of[other]:
+    group_of = {name: [name] for name in looks}
+    hashes = [(name, look.dhash, look.dhash_down) for name, look in looks.items()]
+    for (one, across, down), (other, other_across, other_down) in combinations(hashes, 2):
+        if (
+            (across ^ other_across).bit_count() <= NEAR_BITS
+            and (down ^ other_down).bit_count() <= NEAR_BITS
+            and group_of[one] is not group_of[other]
+        ):
             group_of[one].extend(group_of[other])
             for name in group_of[other]:
                 group_of[name] = group_of[one]
@@ -178,7 +188,7 @@ def _judge_colours(examined: Examined) -> Iterator[Finding]:
 
 def _judge_changes(dataset: Dataset, examined: Examined, plan: Plan) -> Iterator[Finding]:
     """What is done to the copy, a finding for each kind of it with all the files it is done to."""
-    pixels = plan.max_megapixels * 1_000_000
+    pixels = plan.max_megapixels * MEGAPIXEL
     looks = {name: seen.look for name, seen in examined.seen.items()}
     told = [look for look in looks.values() if look.contrast >= FLAT_BELOW]
     is_grey = bool(told) and all(look.is_grey for look in told)
@@ -216,10 +226,11 @@ def _judge_captions(dataset: Dataset, plan: Plan) -> Iterator[Finding]:
     captioned = [image for image in dataset.images if image.caption is not None]
     bare = [image for image in dataset.images if image.caption is None]
     if captioned and bare:
-        it_has = "it has" if len(bare) == 1 else "they have"
-        yield Finding("some-captions", _names(bare), f"{it_has} no caption, and {len(captioned)} others have one")
+        they_have = "it has" if len(bare) == 1 else "they have"
+        others = "1 other has" if len(captioned) == 1 else f"{len(captioned)} others have"
+        yield Finding("some-captions", _names(bare), f"{they_have} no caption, and {others} one")
     if captioned and plan.captioning:
-        yield Finding("captions-and-captioning", (), f"{len(captioned)} images bring captions, and captioning is on")
+        yield Finding("captions-and-captioning", (), f"{_images(len(captioned))} a caption, and captioning is on")
     yield from _judge_mode(plan, captioned, bare)
     if plan.trigger_word:
         yield from _judge_trigger(plan.trigger_word, captioned)
@@ -229,7 +240,7 @@ def _judge_mode(plan: Plan, captioned: list[ImageFile], bare: list[ImageFile]) -
     if plan.mode == "character":
         what = "a character is learnt best from images of one person"
         if bare:
-            what += f"; {len(bare)} images have no caption to tell people apart by"
+            what += f"; {_images(len(bare))} no caption to tell people apart by"
         yield Finding("character-scenes", (), what)
     elif plan.mode == "style":
         named = [(image, find_style_word(image.caption or "", plan.trigger_word)) for image in captioned]
@@ -251,6 +262,10 @@ def _judge_trigger(trigger_word: str, captioned: list[ImageFile]) -> Iterator[Fi
         whose = "its caption lacks" if len(lacking) == 1 else "their captions lack"
         what = f"{whose} the trigger word {quoted(trigger_word, 60)}, which the others have"
         yield Finding("trigger-missing", _names(lacking), what)
+
+
+def _images(number: int) -> str:
+    return "1 image has" if number == 1 else f"{number} images have"
 
 
 def _names(images: list[ImageFile]) -> tuple[str, ...]:

@@ -49,11 +49,13 @@ class Look:
     pixels_sha256: str
     """The same for the same picture at that size, whatever it was coded in."""
     dhash: int
-    """64 bits, one for each neighbour that is darker; similar pictures differ in few."""
+    """64 bits, one for each neighbour to the right that is darker; similar pictures differ in few."""
+    dhash_down: int
+    """The same with the neighbours below."""
 
 
 def measure(picture: "Image.Image") -> dict[str, Any]:
-    """The measured part of a `Look`: sharpness, contrast, brightness, is_grey, pixels_sha256, dhash.
+    """The measured part of a `Look`: sharpness, contrast, brightness, is_grey, pixels_sha256, dhash, dhash_down.
 
     Args:
         picture: Any mode that Pillow can show as grey, at least `MEASURED_SIDE_PX` long unless the original is smaller.
@@ -64,18 +66,14 @@ def measure(picture: "Image.Image") -> dict[str, Any]:
     grey = small if small.mode == "L" else small.convert("L")
     colours = small.convert("RGB")
     stat = ImageStat.Stat(grey)
-    tiny = grey.resize((9, 8), Image.Resampling.BOX).tobytes()
-    bits = 0
-    for row in range(8):
-        for column in range(8):
-            bits = bits << 1 | (tiny[row * 9 + column] > tiny[row * 9 + column + 1])
     return {
         "sharpness": _sharpness(grey),
         "contrast": stat.stddev[0],
         "brightness": stat.mean[0],
         "is_grey": _is_grey(colours),
         "pixels_sha256": hashlib.sha256(repr(small.size).encode() + colours.tobytes()).hexdigest(),
-        "dhash": bits,
+        "dhash": _hash_differences(grey),
+        "dhash_down": _hash_differences(grey.transpose(Image.Transpose.TRANSPOSE)),
     }
 
 
@@ -85,6 +83,17 @@ def has_position(image: "Image.Image") -> bool:
         return bool(image.getexif().get_ifd(_GPS))
     except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises many things on broken blocks
         return False
+
+
+def _hash_differences(grey: "Image.Image") -> int:
+    from PIL import Image
+
+    tiny = grey.resize((9, 8), Image.Resampling.BOX).tobytes()
+    bits = 0
+    for row in range(8):
+        for column in range(8):
+            bits = bits << 1 | (tiny[row * 9 + column] > tiny[row * 9 + column + 1])
+    return bits
 
 
 def _is_grey(colours: "Image.Image") -> bool:

@@ -10,14 +10,13 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import BinaryIO, Final, NamedTuple
 
-from bfl_mcp.dataset.images import PreparedImage
+from bfl_mcp.dataset.images import NoRoomError, PreparedImage
 from bfl_mcp.dataset.kept import Ranges
 from bfl_mcp.dataset.looks import Look
-from bfl_mcp.errors import DatasetError
 
 _BLOCK_BYTES: Final = 1 << 18
 _MOST_BYTES: Final = 1_000_000_000
@@ -125,16 +124,17 @@ class PreparedPictures:
     def find(self, identity: Identity) -> KnownPicture | None:
         """The picture that was made of that very file, if it is still known."""
         with self._lock:
-            for generation in (self._newer, self._older):
-                if generation is not None and identity in generation.known:
-                    return generation.known[identity]
-        return None
+            if self._newer is not None and identity in self._newer.known:
+                return self._newer.known[identity]
+            known = self._older.known.get(identity) if self._older is not None else None
+            # What is used stays: with the older generation it would go.
+            return known and self._renew(identity, known)
 
     def keep(self, identity: Identity, image: PreparedImage) -> KnownPicture:
         """Keep a picture that was prepared just now.
 
         Raises:
-            DatasetError: The temporary file cannot be written. Half a sentence.
+            NoRoomError: The temporary file cannot be written.
         """
         try:
             with self._lock:
@@ -142,13 +142,23 @@ class PreparedPictures:
                 coded = generation.spool.append(image.encoded) if image.encoded is not None else None
                 known = generation.known[identity] = KnownPicture(image.suffix, image.look, coded, image.kept)
         except OSError as error:
-            raise DatasetError(f"it could not be written to a temporary file: {error.strerror or error}") from None
+            raise NoRoomError(error.strerror or str(error)) from None
         return known
 
     def forget(self) -> None:
         """Give all room back that nobody reads from any more."""
         with self._lock:
             self._older = self._newer = None
+
+    def _renew(self, identity: Identity, known: KnownPicture) -> KnownPicture:
+        try:
+            data = b"".join(known.coded.blocks()) if known.coded is not None else b""
+            generation = self._with_room(len(data))
+            coded = generation.spool.append(data) if known.coded is not None else None
+        except OSError:
+            return known
+        renewed = generation.known[identity] = replace(known, coded=coded)
+        return renewed
 
     def _with_room(self, size_bytes: int) -> _Generation:
         newer = self._newer

@@ -1,5 +1,7 @@
 """Pictures to look at: a contact sheet of numbered tiles, or one image large. JPEG, small enough for any host."""
 
+import functools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +25,20 @@ _GAP_PX: Final = 10
 _LARGE_PX: Final = 1400
 _PAPER: Final = (246, 246, 244)
 _INK: Final = (28, 28, 30)
+# Pillow's own font lacks even umlauts. These come with systems, widest first; of others names are written plainly.
+_FONTS: Final = (
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "segoeui.ttf",
+    "Arial.ttf",
+    "Helvetica.ttc",
+)
+_IN_NO_FONT: Final = "\U0010fffe"
+
 _FRAME: Final[dict[Severity | None, tuple[int, int, int]]] = {
     None: (206, 206, 202),
     "info": (206, 206, 202),
@@ -90,14 +106,51 @@ def _draw_tile(sheet: "Image.Image", draw: Any, tile: Tile, source: BinaryIO | N
     badge = draw.textlength(number, font=font) + 18
     draw.rectangle((left, top, left + badge, top + 34), fill=_INK)
     draw.text((left + 9, top + 17), number, font=font, fill=(255, 255, 255), anchor="lm")
-    label = _fitting(draw, tile.name, _font(20), _TILE_PX)
-    draw.text((left, top + _TILE_PX + _LABEL_PX // 2), label, font=_font(20), fill=_INK, anchor="lm")
+    font, name = _named(tile.name, 20)
+    label = _fitting(draw, name, font, _TILE_PX)
+    draw.text((left, top + _TILE_PX + _LABEL_PX // 2), label, font=font, fill=_INK, anchor="lm")
 
 
 def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
+
+
+def _named(name: str, size: int) -> tuple[Any, str]:
+    """A font and a name that it can write: in full where any font of the system can, else in letters of ours."""
+    font = _font(size)
+    if _can_write(font, name):
+        return font, name
+    for other in _system_fonts(size):
+        if _can_write(other, name):
+            return other, name
+    plain = "".join(char for char in unicodedata.normalize("NFKD", name) if not unicodedata.combining(char))
+    return font, "".join(char if char.isascii() else "·" for char in plain)
+
+
+def _can_write(font: Any, text: str) -> bool:
+    """Whether a font has a sign of its own for each letter; what it lacks looks like what no font has."""
+    lacking = _drawn(font, _IN_NO_FONT)
+    return all(char.isascii() or _drawn(font, char) != lacking for char in text)
+
+
+def _drawn(font: Any, char: str) -> tuple[Any, bytes]:
+    mask = font.getmask(char)
+    return mask.size, bytes(mask)
+
+
+@functools.cache
+def _system_fonts(size: int) -> tuple[Any, ...]:
+    from PIL import ImageFont
+
+    found = []
+    for name in _FONTS:
+        try:
+            found.append(ImageFont.truetype(name, size))
+        except OSError:
+            continue
+    return tuple(found)
 
 
 def _fitting(draw: Any, name: str, font: Any, width: int) -> str:

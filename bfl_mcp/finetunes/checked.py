@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -123,17 +123,18 @@ class Told:
 
 
 def tell_findings(findings: "list[Finding]", detail: Detail, room_bytes: int) -> Told:
-    """Put findings into words, those of one check with one text together.
+    """Put findings into words: full those of one check and text together, concise those of one check.
 
     Concise leaves out the least, so that the text fits into `room_bytes`; the first finding is told in any case.
     """
-    together: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        # Of single files the numbers may differ, and the first stands for all; groups stay as they are.
-        alone = len(finding.files) == 1
-        key = (finding.code, _NUMBER.sub("#", finding.what) if alone else ", ".join(finding.files))
-        together.setdefault(key, []).append(finding)
-    groups = list(together.values())
+    groups = _together(findings, lambda finding: finding.code)
+    if detail == "full":
+        groups = _together(findings, lambda finding: (finding.code, finding.what, _group(finding)))
+        if len(groups) > _FINDINGS_SHOWN_IN_FULL:
+            # Of single files the numbers differ, and the first stands for all.
+            groups = _together(
+                findings, lambda finding: (finding.code, _NUMBER.sub("#", finding.what), _group(finding))
+            )
     told = [_tell(group, detail) for group in groups[:_FINDINGS_SHOWN_IN_FULL]]
     if detail == "concise":
         told = told[: _how_many_fit(told, groups, room_bytes)]
@@ -141,8 +142,21 @@ def tell_findings(findings: "list[Finding]", detail: Detail, room_bytes: int) ->
         findings=told,
         warnings=sum(finding.severity == "warning" for finding in findings),
         left_out=_name_checks(groups[len(told) :]),
-        is_whole=not any(name.startswith("… and ") for item in told for name in item.files),
+        is_whole=not any(name.startswith("… and ") for item in told for name in item.files)
+        and not any("(the first of " in item.what for item in told),
     )
+
+
+def _together(findings: "list[Finding]", key: "Callable[[Finding], object]") -> "list[list[Finding]]":
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(key(finding), []).append(finding)
+    return list(groups.values())
+
+
+def _group(finding: "Finding") -> tuple[str, ...]:
+    """What keeps findings about several files apart."""
+    return finding.files if len(finding.files) > 1 else ()
 
 
 def _how_many_fit(told: list[FindingTold], groups: "list[list[Finding]]", room_bytes: int) -> int:
@@ -216,12 +230,11 @@ def _next_step(verdict: Verdict) -> str:
 
 def _tell(group: "list[Finding]", detail: Detail) -> FindingTold:
     first = group[0]
-    files = [name for finding in group for name in finding.files]
+    alone = all(len(finding.files) == 1 for finding in group)
+    files = [name for finding in group for name in finding.files] if alone else list(first.files)
     what = first.what
-    if len({finding.what for finding in group}) > 1:
+    if len({(finding.what, _group(finding)) for finding in group}) > 1:
         what = f"{what} (the first of {len(group)})"
-        if detail == "full":
-            what = "; ".join(f"{finding.files[0]}: {finding.what}" for finding in group[:_FILES_SHOWN_IN_FULL])
     return FindingTold(
         severity=first.severity,
         code=first.code,

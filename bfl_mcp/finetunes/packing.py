@@ -214,11 +214,11 @@ class Packing:
         return Access.of_agents(self._settings)
 
     def _stamp(self, folder: str) -> str:
-        """What a folder looks like from outside: names, sizes and times."""
+        """What a folder looks like from outside: names, sizes, times, rights, and which files they are."""
         try:
             with self.access().open(folder) as source:
                 seen = sorted(
-                    (entry.name, status.st_size, status.st_mtime_ns)
+                    (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
                     for entry in source.entries()
                     for status in (entry.stat(follow_symlinks=False),)
                 )

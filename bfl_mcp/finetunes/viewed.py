@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from pydantic import BaseModel
 
 from bfl_mcp.contract import MAX_PATH_CHARACTERS
+from bfl_mcp.dataset.findings import SAID_OF_MOST
 from bfl_mcp.errors import DatasetError, quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import Packed
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bfl_mcp.dataset.folder import ImageFile
 
 _CAPTION_SHOWN: Final = 160
+_NAMES_SHOWN: Final = 3
 
 
 class Picture(BaseModel):
@@ -64,7 +66,7 @@ def view_page(packed: Packed, access: "Access", page: int, home: Path) -> Pictur
         jpeg = draw_sheet(tiles, [opened(image) for image in shown])
     lines = [f"Page {page} of {pages} of {folder}: images {first + 1} to {first + len(shown)} of {len(images)}.", ""]
     for tile, image in zip(tiles, shown, strict=True):
-        lines += _about(f"{tile.number}. {tile.name}", image, findings.get(tile.name, []))
+        lines += _about(f"{tile.number}. {tile.name}", tile.name, image, findings.get(tile.name, []))
     lines += ["", _where(jpeg, home), "", f"Next: {_next(page, pages)}"]
     return Picture(text="\n".join(lines), jpeg=jpeg)
 
@@ -90,7 +92,7 @@ def view_image(packed: Packed, access: "Access", name: str, home: Path) -> Pictu
     seen = packed.examined.seen.get(image.path.name)
     size = f", {seen.look.width} × {seen.look.height} pixels" if seen is not None else ""
     findings = _by_file(judge(packed.dataset, packed.examined, Plan())).get(shown, [])
-    lines = [f"{quoted(image.path)}{size}.", "", *_about(shown, image, findings)]
+    lines = [f"{quoted(image.path)}{size}.", "", *_about(shown, shown, image, findings)]
     lines += ["", _where(jpeg, home)]
     lines += ["", "Next: view_dataset without image shows all of them; write_captions writes what it shows."]
     return Picture(text="\n".join(lines), jpeg=jpeg)
@@ -124,7 +126,7 @@ def _find(packed: Packed, name: str) -> "ImageFile":
 def _by_file(findings: "list[Finding]") -> "dict[str, list[Finding]]":
     of_file: dict[str, list[Finding]] = {}
     for finding in findings:
-        for name in finding.files if finding.severity != "change" else ():
+        for name in finding.files if finding.severity != "change" and finding.code not in SAID_OF_MOST else ():
             of_file.setdefault(name, []).append(finding)
     return of_file
 
@@ -134,12 +136,15 @@ def _worst(findings: "list[Finding]") -> "Severity | None":
     return findings[0].severity if findings else None
 
 
-def _about(name: str, image: "ImageFile", findings: "list[Finding]") -> list[str]:
+def _about(label: str, name: str, image: "ImageFile", findings: "list[Finding]") -> list[str]:
     caption = "no caption" if image.caption is None else f"caption: {quoted(image.caption, _CAPTION_SHOWN)}"
-    lines = [f"{name}: {caption}"]
+    lines = [f"{label}: {caption}"]
     for finding in findings:
-        which = f" ({', '.join(finding.files[:5])})" if len(finding.files) > 1 else ""
-        lines.append(f"   {finding.severity}: {quote_foreign(finding.what)}{which}")
+        others = [other for other in finding.files if other != name]
+        which = f" ({', '.join(others[:_NAMES_SHOWN])}" if others else ""
+        if len(others) > _NAMES_SHOWN:
+            which += f" and {len(others) - _NAMES_SHOWN} more"
+        lines.append(f"   {finding.severity}: {quote_foreign(finding.what)}{which}{')' if others else ''}")
     return lines
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bfl_mcp import __version__
-from bfl_mcp.dataset.findings import Finding, megabytes
+from bfl_mcp.dataset.findings import SAID_OF_MOST, Finding, megabytes
 from bfl_mcp.dataset.folder import ImageFile
 from bfl_mcp.errors import quote_foreign, quote_name, quoted
 from bfl_mcp.report.judged import PLURALS, SEVERITIES, SIGNS, Judged
@@ -96,7 +96,7 @@ def _header(judged: Judged) -> str:
     kind = _VERDICTS[checked.verdict]
     numbers = [("Images", str(checked.images)), ("Captions", str(checked.captions))]
     if checked.with_trigger_word is not None:
-        numbers.append(("Trigger word", str(checked.with_trigger_word)))
+        numbers.append(("Trigger word", f"{checked.with_trigger_word} of {checked.captions}"))
     numbers += [
         (PLURALS[severity], str(counts[severity]))
         for severity in SEVERITIES
@@ -220,7 +220,7 @@ def _sheet(
         return
     found: dict[str, list[Finding]] = defaultdict(list)
     for finding in judged.findings:
-        for name in finding.files:
+        for name in finding.files if finding.code not in SAID_OF_MOST else ():
             found[name].append(finding)
     yield '<section aria-labelledby="sheet">\n<h2 id="sheet">Contact sheet</h2>\n<div class="sheet">\n'
     for number, (image, tile) in enumerate(tiles, start=1):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -51,13 +52,20 @@ def run_check(asked: Asked) -> int:
     except BFLError as error:
         _say(str(error))
         return _FAILED
+    except OSError as error:
+        # Python would meet it once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that is gone has seen enough: `bfl-mcp check … | head`.
+        if not isinstance(error, BrokenPipeError):
+            _say(f"The report could not be written: {error.strerror or error}.")
+        return _FAILED
+    except Exception:  # noqa: BLE001 - whatever it is, it must not pass for a verdict
+        traceback.print_exc()
+        _say("This is a fault of bfl-mcp itself; the folder was not judged.")
+        return _FAILED
     except KeyboardInterrupt:
         _say("Stopped.")
         return _STOPPED
-    except BrokenPipeError:
-        # The reader has seen enough: `bfl-mcp check … | head`. Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
 
 
 def _check(asked: Asked) -> int:

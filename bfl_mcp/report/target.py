@@ -27,6 +27,9 @@ def find_target(named: str) -> Path:
         path = Path(os.path.realpath(Path(named).expanduser()))
         if named.endswith((os.sep, "/")) or path.is_dir():
             raise ReportError(f"{quoted(named)} is a folder. Give the report a name in it, such as report.html.")
+        if Path(named).suffix.lower() not in (".html", ".htm"):
+            # Of another name it could pass for a picture of the dataset, or for a caption.
+            raise ReportError(f"{quoted(named)} does not end with .html. Give the report such a name: report.html.")
         if not path.parent.is_dir():
             raise ReportError(f"There is no folder {quoted(path.parent)} for the report. Make it, or choose another.")
         _check_may_go(path)

@@ -93,9 +93,9 @@ def png_chunks(data: bytes) -> list[bytes]:
     return names
 
 
-def adobe_profile() -> bytes:
-    """An ICC profile of the wide gamut of Adobe RGB (1998)."""
-    name = b"Wide gamut of a test\x00"
+def adobe_profile(name: bytes = b"Wide gamut of a test") -> bytes:
+    """An ICC profile of the wide gamut of Adobe RGB (1998), whatever it calls itself."""
+    name += b"\x00"
     tags = {
         b"desc": b"desc" + struct.pack(">II", 0, len(name)) + name + bytes(78),
         b"wtpt": _xyz(0.9642, 1.0, 0.8249),

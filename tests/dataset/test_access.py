@@ -70,7 +70,7 @@ def test_a_hidden_folder_is_never_read(access: Access, allowed: Path, hidden: st
     said = refusal(access, allowed / hidden)
 
     assert "hidden folders are never read" in said
-    assert "Copy the pictures" in said
+    assert "copy the pictures" in said
 
 
 def test_a_hidden_folder_can_be_allowed_by_its_own_name(allowed: Path) -> None:

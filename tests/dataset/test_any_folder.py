@@ -22,6 +22,7 @@ from PIL import ImageStat
 if sys.platform != "linux":
     pytest.skip("names of any bytes are Linux's", allow_module_level=True)
 
+from bfl_mcp.contract import MEGAPIXEL
 from bfl_mcp.dataset.archive import Archive, pack_dataset
 from bfl_mcp.dataset.folder import read_dataset
 from bfl_mcp.errors import DatasetError, quote_name
@@ -105,11 +106,11 @@ def check_picture(picture: Picture, content: bytes, max_megapixels: float) -> No
     image = decode(content)
     assert image.mode == "RGB"
     if max_megapixels:
-        assert image.width * image.height <= max(max_megapixels * 1_000_000, image.width, image.height)
+        assert image.width * image.height <= max(max_megapixels * MEGAPIXEL, image.width, image.height)
     if picture.size is None:
         return
     width, height = picture.size
-    if not max_megapixels or width * height <= max_megapixels * 1_000_000:
+    if not max_megapixels or width * height <= max_megapixels * MEGAPIXEL:
         assert image.size == (width, height)
     assert all(abs(value - picture.grey) <= 8 for value in ImageStat.Stat(image).mean)
 

@@ -18,7 +18,7 @@ from tests.pictures import fill_folder, picture
 _LOOK = Look(
     width=1, height=1, mode="RGB", form="JPEG", is_deep=False, is_turned=False, is_animated=False,
     transparent_share=0.0, is_grey=False, has_metadata=False, has_position=False,
-    has_profile=False, sharpness=1.0, contrast=1.0, brightness=1.0, pixels_sha256="", dhash=0,
+    has_profile=False, sharpness=1.0, contrast=1.0, brightness=1.0, pixels_sha256="", dhash=0, dhash_down=0,
 )  # fmt: skip
 
 
@@ -62,9 +62,21 @@ def test_the_oldest_pictures_are_forgotten_where_room_ends() -> None:
         for number in range(100):
             keep(pictures, number)
 
-        left = [number for number in range(100) if pictures.find(identity(number)) is not None]
-        assert left == list(range(100 - len(left), 100))
-        assert 5 <= len(left) <= 10
+        assert pictures.find(identity(99)) is not None
+        assert pictures.find(identity(95)) is not None
+        assert all(pictures.find(identity(number)) is None for number in range(90))
+
+
+def test_what_is_used_stays(tmp_path: Path) -> None:
+    """The folder that a conversation is about is not decoded again because others were looked at."""
+    pictures = PreparedPictures(most_bytes=4_000)
+    keep(pictures, 0)
+    for number in range(1, 100):
+        keep(pictures, number)
+        known = pictures.find(identity(0))
+
+        assert known is not None
+        assert content(known) == bytes(400)
 
 
 def test_a_picture_in_hand_outlives_its_being_forgotten() -> None:

@@ -151,7 +151,7 @@ def test_every_finding_is_told_with_its_remedy(tmp_path: Path) -> None:
         "Faults (1) ✗ damaged-image cut.jpg: it is cut short",
         "→ Export or copy it again.",
         "orphan.txt: a caption without an image of that name. → Give it the stem of an image.",
-        "p1.jpg: their captions lack the trigger word 'TOKBOT'",
+        "p1.jpg: its caption lacks the trigger word 'TOKBOT'",
         "p10.jpg, p2.jpg: they look almost the same.",
         "notes.md: not an image",
     ):
@@ -300,3 +300,35 @@ def test_lines_are_as_wide_as_a_terminal_counts_them(width: int) -> None:
 
     assert max(map(columns, lines)) <= width
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_a_report_that_cannot_be_printed_is_no_verdict(tmp_path: Path) -> None:
+    """Whoever lets warnings pass must not take a crash for one."""
+    folder = fill(tmp_path / "pictures")
+
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bfl_mcp", "check", str(folder)],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr == "The report could not be written: No space left on device.\n"
+
+
+def test_a_page_needs_the_name_of_a_page(tmp_path: Path) -> None:
+    """Beside the pictures any other name could pass for one, or for a caption."""
+    folder = fill(tmp_path / "pictures")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bfl_mcp", "check", str(folder), "--html", str(folder / "p9.jpg")],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert "does not end with .html" in done.stderr
+    assert not (folder / "p9.jpg").exists()

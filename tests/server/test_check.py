@@ -1,6 +1,9 @@
 """check_dataset as an agent uses it: the verdict, its words, and one examination for checking and starting."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +212,60 @@ async def test_what_is_too_large_to_send_is_a_fault_for_both(home: Path, folder:
     assert "Nothing was sent" in words
     assert fault["what"][1:] in words
     assert fault["remedy"] in words
+
+
+async def test_a_file_that_was_put_right_is_seen_to_be(connect: Connect, folder: Path) -> None:
+    """Of the same size and with the old time: rights, and which file it is, count too."""
+    path = folder / "p1.jpg"
+    good, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(bytes(len(good)))
+    os.utime(path, ns=times)
+    async with connect() as client:
+        before = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+        path.write_bytes(good)
+        os.utime(path, ns=times)
+        after = facts_of(await client.call_tool("check_dataset", {"folder": str(folder)}))
+
+    assert (before["verdict"], after["verdict"]) == ("not ready", "ready")
+
+
+_FULL_DISK = """
+import resource, signal, sys
+import anyio
+from mcp import Client
+from bfl_mcp.config import Settings
+from bfl_mcp.server import build_server
+
+async def main():
+    async with Client(build_server(Settings())) as client:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+        full = await client.call_tool("check_dataset", {"folder": sys.argv[1]})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        again = await client.call_tool("check_dataset", {"folder": sys.argv[1]})
+    print(full.is_error, full.content[0].text)
+    print(again.is_error, again.structured_content["verdict"])
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on files can be set here")
+def test_a_full_disk_is_no_fault_of_the_pictures_and_passes(tmp_path: Path) -> None:
+    """Whoever made room must not hear the old refusal. A limit on the size of files stands for the full disk."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(6):
+        photo(number, 2000, 1500).save(folder / f"p{number}.jpg", quality=95)
+    environment = {**os.environ, "BFL_MCP_HOME": str(tmp_path / "home"), "BFL_MCP_ALLOWED_DIRS": str(tmp_path)}
+
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(folder)], env=environment, capture_output=True, text=True, check=True
+    )
+
+    full, again = done.stdout.strip().split("\n")
+    assert full.startswith("True The archive could not be written to the folder for temporary files: File too large.")
+    assert again == "False ready"
 
 
 async def test_a_folder_that_may_not_be_read_is_refused(connect: Connect) -> None:

@@ -150,7 +150,7 @@ async def test_a_second_export_to_the_same_place_is_refused(connect: Connect, fo
         words = await refused(client, "export_dataset", asked)
 
     assert "nothing is ever overwritten" in words
-    assert "'out-2'" in words
+    assert "out-2'" in words
 
 
 async def test_what_takes_long_goes_on_and_the_same_call_gets_the_outcome(

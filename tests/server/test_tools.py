@@ -83,6 +83,7 @@ async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
     assert [(told["severity"], told["code"]) for told in rehearsed["findings"]] == [
         ("warning", "few-images"),
         ("warning", "small"),
+        ("warning", "blurred"),
         ("info", "captions-and-captioning"),
     ]
     assert rehearsed["findings"] == started["findings"]

@@ -12,6 +12,7 @@ from mcp import Client
 from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
+from bfl_mcp.dataset.sheet import _drawn, _named
 from tests.dataset.test_judge import fill, photo
 from tests.server.conftest import Connect
 from tests.server.test_tools import refused
@@ -206,3 +207,24 @@ async def test_a_folder_without_images_is_refused_in_words(connect: Connect, tmp
 
     assert "holds no image to look at" in words
     assert "check_dataset" in words
+
+
+@pytest.mark.parametrize("name", ["robot.jpg", "Höhle.jpg", "猫の写真.jpg", "\U0001f916.jpg", "Ωμέγα.jpg"])
+def test_names_beyond_ascii_are_written_and_not_boxed(name: str) -> None:
+    """The sheet is a picture: a name of boxes tells nobody which file it is."""
+    font, written = _named(name, 20)
+
+    box = _drawn(font, "\U0010fffe")
+    assert all(_drawn(font, char) != box for char in written)
+    assert written == name or written.replace("·", "") in ("Hohle.jpg", ".jpg")
+
+
+async def test_what_is_said_of_most_images_is_not_said_at_each(connect: Connect, folder: Path) -> None:
+    """A frame round ten of twelve tells nothing; "no caption" stands there already."""
+    for number in range(1, 6):
+        (folder / f"p{number}.txt").unlink()
+    async with connect() as client:
+        text, _ = await view(client, folder)
+
+    assert "p3.jpg: no caption" in text
+    assert "others have one" not in text
