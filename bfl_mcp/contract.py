@@ -173,6 +173,13 @@ class FinetuneCreated(BaseModel):
         }
 
 
+# --- LoRAs from elsewhere, at BFL -------------------------------------------------------------------------------------
+
+BFL_BASE_MODELS: Final = ("flux-2-klein-base-4b", "flux-2-klein-base-9b")
+"""Base models our trainer trains for and BFL's dashboard takes LoRAs of, as in `/v1/flux-2-klein-base-4b-finetuned`.
+The form (Customization → Finetunes → + Add Finetune) wants a Name of small letters, digits, `-` and `_`, the Base
+Model, the Precision (FP8), the Trigger Phrase and the file. Documented 2026 in BFL's guide to klein LoRAs."""
+
 # --- what our trainer adds; none of it is BFL's -----------------------------------------------------------------------
 
 TRAINER_HEADER: Final = "x-bfl-mcp-trainer"
