@@ -49,7 +49,8 @@ class Trained:
         if self._path is not None:
             return None
         url = self._client.file_url(self._finetune_id, LORA_FILE)
-        return f'curl --fail --header "x-key: $BFL_API_KEY" --output {LORA_FILE} {shlex.quote(url)}'
+        command = f'curl --fail --header "x-key: $BFL_API_KEY" --output {LORA_FILE} {shlex.quote(url)}'
+        return command if len(command) <= _PATH_CHARACTERS else None
 
     @property
     def load(self) -> list[str]:

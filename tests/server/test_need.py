@@ -1,5 +1,6 @@
 """What a training takes at our trainer: said by a dry run, and before a dataset is uploaded in vain."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from mcp import Client
 
 from bfl_mcp.config import Settings
 from bfl_mcp.server import build_server
-from tests.fakes.bfl import Answer, FakeBFL
+from tests.fakes.bfl import KEY, Answer, FakeBFL
 from tests.pictures import fill_folder
 from tests.server.conftest import Connect
-from tests.server.test_tools import REQUEST, facts_of, refused
+from tests.server.test_tools import REQUEST, facts_of, refused, text_of
 
 ELSEWHERE = "https://gpu.example"
 FITS: dict[str, Any] = {
@@ -199,3 +200,26 @@ async def test_a_dry_run_survives_a_trainer_inside_that_cannot_be_opened(tmp_pat
 
     assert facts["practice"] is False
     assert "BFL_MCP_HOME" in facts["summary"]
+
+
+async def test_a_ready_lora_is_told_alike_in_text_and_in_facts(connect: Connect, trainer: FakeBFL) -> None:
+    """Hosts differ in which of the two the model sees; the key is in neither."""
+    names = ["lora.safetensors", "samples/01-after.png", "samples/01-before.png"]
+    files = {name: f"/v1/finetune_file?finetune_id=x&name={name}" for name in names}
+    finetune_id = trainer.add_finetune(
+        "Ready",
+        engine="flux2",
+        base_model="black-forest-labs/FLUX.2-klein-base-4B",
+        lora=files["lora.safetensors"],
+        files=files,
+        captions_used={"count": 3, "written": 1, "first": ["TOK on a table"]},
+    )
+    async with connect(trainer, ELSEWHERE) as client:
+        result = await client.call_tool("get_finetune_details", {"finetune_id": finetune_id})
+
+    facts, text = facts_of(result), text_of(result)
+    assert facts["practice"] is False
+    for told in (facts["download"], *facts["load"], *facts["samples"], facts["summary"], facts["next_step"]):
+        assert told in text
+    assert f"{ELSEWHERE}/v1/finetune_file?finetune_id={finetune_id}&name=lora.safetensors" in facts["download"]
+    assert KEY not in text + json.dumps(facts)
