@@ -228,9 +228,9 @@ def _words_for_need(need: TrainerNeed | str | None) -> str:
     if need is None:
         return ""
     if isinstance(need, str):
-        return f" It could not be asked what the training takes: {quote_foreign(need, NEED_CHARACTERS)}"
-    fits = "" if need.fits else " It cannot train this as it stands."
-    return f"{fits} It says: {quoted(need.sentence, NEED_CHARACTERS)}"
+        return f" The trainer could not be asked what this takes: {quote_foreign(need, NEED_CHARACTERS)}"
+    fits = "" if need.fits else " The trainer cannot do this as it stands."
+    return f"{fits} The trainer says: {quoted(need.sentence, NEED_CHARACTERS)}"
 
 
 def ago(seconds: float) -> str:

@@ -67,7 +67,7 @@ class Trained:
     @property
     def samples(self) -> list[str]:
         """The same prompts before and after: paths on this machine, or names at the trainer."""
-        names = [name for name in sorted(self._told.files) if _SAMPLE.fullmatch(name)][:_SAMPLES_SHOWN]
+        names = sorted(filter(_SAMPLE.fullmatch, self._told.files), key=_before_first)[:_SAMPLES_SHOWN]
         if self._client.is_in_process:
             return [quote_foreign(self._told.files[name], _PATH_CHARACTERS) for name in names]
         return names
@@ -91,10 +91,10 @@ class Trained:
             )
         if self.samples:
             steps.append("compare the samples before and after")
-        steps.append("load it as under load (needs torch and diffusers), on a GPU")
+        steps.append("load it as under load (torch, diffusers, a GPU)")
         word = quoted(self._word, MAX_TRIGGER_WORD_CHARACTERS)
         return (
-            f"Tell the person where it is. They can {', '.join(steps)}. To use it at BFL, in BFL's dashboard: "
+            f"Tell the person where it is. They can {_listed(steps)}. To use it at BFL: in BFL's dashboard, "
             f"Customization → Finetunes → + Add Finetune, with Name {self._slug}, Base Model {self._base_model}, "
             f"Precision FP8, Trigger Phrase {word}, and the file {LORA_FILE}."
         )
@@ -135,3 +135,12 @@ class Trained:
         written = f", {used.written} of them written by the trainer" if used.written and used.written > 0 else ""
         shown = "; ".join(quoted(text, _CAPTION_CHARACTERS) for text in used.first[:_CAPTIONS_SHOWN])
         return f"Captions: {used.count}{written}" + (f", such as {shown}." if shown else ".")
+
+
+def _before_first(name: str) -> tuple[str, bool]:
+    number, when = name.split("-")
+    return number, when.startswith("after")
+
+
+def _listed(steps: list[str]) -> str:
+    return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]

@@ -92,7 +92,7 @@ async def test_a_lora_on_this_machine_is_loaded_from_its_path(bfl: FakeBFL, insi
         f"pipe.load_lora_weights({json.dumps(str(tmp_path / 'lora.safetensors'))})",
         'image = pipe(prompt="a picture of TOKBOT").images[0]',
     ]
-    assert status.samples == [str(tmp_path / "samples" / f"01-{when}.png") for when in ("after", "before")]
+    assert status.samples == [str(tmp_path / "samples" / f"01-{when}.png") for when in ("before", "after")]
 
 
 async def test_a_lora_elsewhere_is_fetched_with_the_key_unshown(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_a_lora_elsewhere_is_fetched_with_the_key_unshown(tmp_path: Path) 
     assert parse_qs(urlsplit(words[-1]).query) == asked
     assert status.load is not None
     assert 'load_lora_weights("lora.safetensors")' in status.load[1]
-    assert status.samples == ["samples/01-after.png", "samples/01-before.png"]
+    assert status.samples == ["samples/01-before.png", "samples/01-after.png"]
     assert "with the command under download" in status.next_step
 
 

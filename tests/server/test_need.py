@@ -54,7 +54,7 @@ async def test_a_dry_run_says_what_it_takes_and_that_it_fits(
         facts = facts_of(await client.call_tool("create_finetune", {**asked, "dry_run": True}))
 
     assert (facts["fits"], facts["practice"], facts["cost_usd"]) == (True, False, 0)
-    assert f'It says: "{FITS["sentence"]}"' in facts["summary"].replace("'", '"')
+    assert f'The trainer says: "{FITS["sentence"]}"' in facts["summary"].replace("'", '"')
     assert "it costs nothing" in facts["next_step"]
     [request] = trainer.requests
     assert request.json() == {**facts["parameters"], "images": 3}
@@ -67,7 +67,7 @@ async def test_a_dry_run_says_what_is_missing(connect: Connect, trainer: FakeBFL
         facts = facts_of(await client.call_tool("create_finetune", {**asked, "dry_run": True}))
 
     assert facts["fits"] is False
-    assert "cannot train this as it stands" in facts["summary"]
+    assert "cannot do this as it stands" in facts["summary"]
     assert TOO_MUCH["sentence"] in facts["summary"]
     assert "make another dry run" in facts["next_step"]
 
@@ -105,7 +105,7 @@ async def test_a_trainer_that_cannot_be_asked_does_not_fail_a_dry_run(
 
     assert facts["images"] == 3
     assert "fits" not in facts
-    assert "could not be asked what the training takes" in facts["summary"]
+    assert "could not be asked what this takes" in facts["summary"]
     assert words in facts["summary"]
     assert not {"\x1b", "\n"} & set(facts["summary"])
     assert "Once it answers" in facts["next_step"]
