@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -27,12 +27,14 @@ from bfl_mcp.config import is_bfl_host, is_loopback
 from bfl_mcp.contract import (
     BFL_RETIRED_HOSTS,
     BFL_TRAINING_CLOSED_ON,
+    FILE_PATH,
     TRAINER_HEADER,
     CreditsResponse,
     FinetuneCreated,
     FinetuneDetailResponse,
     MyFinetunesResponse,
     ResultResponse,
+    TrainerNeed,
 )
 from bfl_mcp.errors import (
     APIError,
@@ -73,6 +75,10 @@ _FIRST_PAUSE_SECONDS: Final = 0.5
 _WORDS_SECONDS: Final = 1.0
 """Left of a caller's time when a reading gives up, to put it into words."""
 
+_WORDS_CHARACTERS: Final = 300
+_NEED_CHARACTERS: Final = 600
+"""Need, present and every remedy do not fit into less."""
+
 _SHORTEST_SECRET: Final = 6
 _DAY_SECONDS: Final = 86_400
 
@@ -81,10 +87,10 @@ _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeou
 
 _CLOSED: Final = (
     f"Black Forest Labs closed hosted FLUX finetuning on {BFL_TRAINING_CLOSED_ON}: {{host}} {{how}}. "
-    "Nothing was uploaded and nothing was charged. What you can do instead: point BFL_API_URL at a server that still "
-    "answers this API (a trainer you run yourself); or leave BFL_API_URL and BFL_API_KEY unset to rehearse with the "
-    "practice trainer inside this server; or train a FLUX.2 [klein] LoRA with other software and upload it in BFL's "
-    "dashboard. Finetunes made earlier can still be looked up."
+    "Nothing was uploaded and nothing was charged. What you can do instead: run `bfl-mcp trainer` on a machine with a "
+    "GPU and set BFL_API_URL and BFL_API_KEY to its address and key; or leave both unset for the trainer inside this "
+    "server, which trains on a GPU of this machine and rehearses where there is none. The LoRA that comes of it can be "
+    "uploaded in BFL's dashboard. Finetunes made earlier can still be looked up."
 )
 
 
@@ -133,7 +139,8 @@ class BFLClient:
         """Whether the last answer said that it came from the trainer of this project."""
         self._bfl = is_bfl_host(base_url)
         self._open_until = 0.0
-        self._in_process = app is not None
+        self.is_in_process = app is not None
+        """Whether the trainer inside this server answers, whose files lie on this machine."""
         # A provider that repeats the key must not bring it into the conversation.
         self._redaction = _Redaction(api_key)
         if app is not None:
@@ -199,7 +206,7 @@ class BFLClient:
             if created is None:
                 raise OutcomeUnknownError(self._unclear(f"the answer ({answer.status}) holds no finetune_id"))
             return created
-        if answer.status >= 500 and self._in_process:
+        if answer.status >= 500 and self.is_in_process:
             raise APIError(
                 f"The trainer inside this server could not keep the finetune ({answer.status}{_said(answer)}). Nothing "
                 "was started. Its log has the details; BFL_MCP_HOME names the folder it writes to."
@@ -209,6 +216,24 @@ class BFLClient:
         if answer.status == 404 and self._bfl:
             raise TrainingClosedError(_CLOSED.format(host=self._host, how="answered 404"))
         raise self._refusal(answer, "POST /v1/finetune", "Nothing was started or charged.")
+
+    async def ask_need(self, parameters: Mapping[str, Any], images: int) -> TrainerNeed | None:
+        """What a training of so many images would take at our trainer; None where somebody else answers.
+
+        Nothing is started, and no image is sent.
+
+        Raises:
+            APIError: It refused or could not be reached.
+        """
+        answer = await self._exchange("POST", "/v1/finetune_need", json={**parameters, "images": images})
+        # An older one of ours, and any other server, knows no such question.
+        if not self.is_our_trainer or answer.status in (404, 405):
+            return None
+        return self._expect(TrainerNeed, answer, "POST /v1/finetune_need")
+
+    def file_url(self, finetune_id: str, name: str) -> str:
+        """Where our trainer gives one file of a ready finetune to whoever has the key."""
+        return f"{self.base_url}{FILE_PATH}?{urlencode({'finetune_id': finetune_id, 'name': name})}"
 
     async def get_finetune_details(self, finetune_id: str) -> dict[str, Any]:
         """Parameters and metadata of a finetune: every key the API gave.
@@ -375,7 +400,7 @@ class BFLClient:
                     f"{self._host} says that credits are missing (402{said}). Either the account is empty, or costs of "
                     "running jobs are still being settled: check the balance, or wait a minute."
                 )
-            case 404 if request.startswith("POST /v1/finetune"):
+            case 404 if request == "POST /v1/finetune":
                 text = (
                     f"{self.base_url} has no POST /v1/finetune (404{said}). Check BFL_API_URL: it must be the address "
                     "of a server that answers BFL's finetuning API, without /v1 at the end."
@@ -386,7 +411,7 @@ class BFLClient:
             case 413:
                 text = f"The archive is too large for {self._host} (413{said}). Use fewer or smaller images."
             case 422:
-                text = f"{self._host} found the request invalid (422{said})."
+                text = self._words_for_invalid(answer)
             case 429:
                 text = (
                     f"{self._host} has too many active tasks of this account (429{said}). Try again when one has ended"
@@ -404,6 +429,13 @@ class BFLClient:
                 text = f"{self._host} refused {request} ({status}{said})."
         return kind(f"{text} {consequence}".rstrip())
 
+    def _words_for_invalid(self, answer: _Answer) -> str:
+        body = answer.json()
+        if self.is_our_trainer and isinstance(body, dict) and isinstance(body.get("detail"), str):
+            # It takes more than is there: its words say what, and what to change.
+            return f"{self._host} cannot train this (422{_said(answer, _NEED_CHARACTERS)})."
+        return f"{self._host} found the request invalid (422{_said(answer)})."
+
     def _unreachable(self, error: Exception) -> str:
         if isinstance(error, httpx.UnsupportedProtocol):
             return f"{self.base_url} is no address that can be used. Check BFL_API_URL."
@@ -419,7 +451,7 @@ class BFLClient:
 
     def _unclear(self, what: str) -> str:
         where = (
-            "its data folder" if self._in_process else f"{self.base_url}/v1/my_finetunes or the provider's dashboard"
+            "its data folder" if self.is_in_process else f"{self.base_url}/v1/my_finetunes or the provider's dashboard"
         )
         return (
             f"The finetune was sent to {self._host}, but {what}. It may be running, and may be billed. A repeat is "
@@ -429,7 +461,7 @@ class BFLClient:
 
     @property
     def _host(self) -> str:
-        return "The trainer inside this server" if self._in_process else urlsplit(self.base_url).netloc
+        return "The trainer inside this server" if self.is_in_process else urlsplit(self.base_url).netloc
 
 
 class _Key(httpx.Auth):
@@ -553,11 +585,11 @@ def _kind(error: Exception) -> str:
             return quote_foreign(type(error).__name__)
 
 
-def _said(answer: _Answer) -> str:
+def _said(answer: _Answer, limit: int = _WORDS_CHARACTERS) -> str:
     """The API's own words, cleaned and marked as such: `: it says "…"`, or nothing."""
     words = _words(answer.json())
     # Without its own quotation marks, or it could end ours and speak on in our name.
-    return f': it says "{quote_foreign(words.replace(_QUOTE, _APOSTROPHE))}"' if words else ""
+    return f': it says "{quote_foreign(words.replace(_QUOTE, _APOSTROPHE), limit)}"' if words else ""
 
 
 def _words(body: Any) -> str:

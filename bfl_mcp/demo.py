@@ -60,7 +60,7 @@ async def _converse(request: dict[str, str], home: str) -> int:
     )
     # The SDK passes on PATH, HOME and the like, and none of the BFL_ variables. With -P nothing is imported from the
     # folder the person happens to be in, not even this package.
-    environment = {"BFL_MCP_HOME": home, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {"BFL_MCP_HOME": home, "BFL_TRAINER_ENGINE": "practice", "PYTHONPATH": str(Path(__file__).parents[1])}
     server = StdioServerParameters(
         command=sys.executable, args=["-P", "-m", "bfl_mcp", "--allow", request["folder"]], env=environment
     )

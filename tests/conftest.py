@@ -16,6 +16,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith("BFL_"):
             monkeypatch.delenv(name)
+    # A machine with a GPU and the extra [train] would download a model.
+    monkeypatch.setenv("BFL_TRAINER_ENGINE", "practice")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bfl_mcp.config import Settings, is_bfl_host, is_loopback, read_settings
+from bfl_mcp.config import Settings, is_bfl_host, is_loopback, is_training_installed, read_settings
+from bfl_mcp.contract import DEFAULT_CAPTIONER, DEFAULT_MODEL, TRAINING_PACKAGES
 from bfl_mcp.errors import ConfigError
 
 
@@ -21,6 +22,69 @@ def test_nothing_set_means_the_trainer_inside(monkeypatch: pytest.MonkeyPatch, t
     assert settings.provider_url is None
     assert settings.max_megapixels == 1.0
     assert settings.home.is_relative_to(tmp_path)
+
+
+def test_nothing_set_trains_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The open 4B model, with whatever GPU is there."""
+    for name in ("ENGINE", "MODEL", "CAPTIONER", "MAX_PX", "KEY"):
+        monkeypatch.setenv(f"BFL_TRAINER_{name}", "")
+
+    settings = read_settings()
+
+    assert (settings.engine, settings.max_px, settings.trainer_key) == ("auto", None, None)
+    assert (settings.model, settings.captioner) == (DEFAULT_MODEL, DEFAULT_CAPTIONER)
+
+
+@pytest.mark.parametrize(
+    ("named", "read"),
+    [
+        (" black-forest-labs/FLUX.2-klein-base-9B\n", "black-forest-labs/FLUX.2-klein-base-9B"),
+        ("/models/klein base", "/models/klein base"),
+        ("~/klein", "{home}/klein"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["BFL_TRAINER_MODEL", "BFL_TRAINER_CAPTIONER"])
+def test_a_model_is_a_name_at_the_hub_or_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, named: str, read: str
+) -> None:
+    """Weights come from the hub, or lie on a disk already."""
+    monkeypatch.setenv(variable, named)
+
+    settings = read_settings()
+
+    assert {"BFL_TRAINER_MODEL": settings.model, "BFL_TRAINER_CAPTIONER": settings.captioner}[variable] == read.format(
+        home=tmp_path
+    )
+
+
+@pytest.mark.parametrize("value", ["https://huggingface.co/a/b", "a/b/c", "klein", "../a", "a/ b", "-a/b", "a/.b"])
+def test_what_names_no_model_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A wrong name would otherwise be found out an hour later, by the worker."""
+    monkeypatch.setenv("BFL_TRAINER_MODEL", value)
+
+    with pytest.raises(ConfigError, match=r"BFL_TRAINER_MODEL: name it as at the Hugging Face hub.*whole path"):
+        read_settings()
+
+
+@pytest.mark.parametrize("pixels", ["63", "-1", "512.5", "big"])
+def test_too_few_pixels_to_train_with_are_refused(monkeypatch: pytest.MonkeyPatch, pixels: str) -> None:
+    """The least is what tests train with."""
+    monkeypatch.setenv("BFL_TRAINER_MAX_PX", pixels)
+
+    with pytest.raises(ConfigError, match="BFL_TRAINER_MAX_PX"):
+        read_settings()
+
+
+def test_whether_training_is_installed_is_told_without_importing_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch takes a second to import, and a host waits for the tool list."""
+    for name in TRAINING_PACKAGES:
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    assert is_training_installed()
 
 
 def test_a_key_alone_means_bfl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,12 +105,15 @@ def test_a_key_is_read_as_people_paste_it(monkeypatch: pytest.MonkeyPatch, paste
     assert key.get_secret_value() == "test-key"
 
 
+@pytest.mark.parametrize("variable", ["BFL_API_KEY", "BFL_TRAINER_KEY"])
 @pytest.mark.parametrize("key", ["test key", "test\nkey", "tëst-key", "test\x07key"])
-def test_a_key_that_cannot_be_one_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_key_that_cannot_be_one_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, key: str, variable: str
+) -> None:
     """A broken header or a leaked key would be the alternatives."""
-    monkeypatch.setenv("BFL_API_KEY", key)
+    monkeypatch.setenv(variable, key)
 
-    with pytest.raises(ConfigError, match="BFL_API_KEY") as caught:
+    with pytest.raises(ConfigError, match=variable) as caught:
         read_settings()
 
     assert key not in str(caught.value)
@@ -95,6 +162,10 @@ def test_allowed_folders_are_the_home_directory_or_what_is_named(
         "BFL_MCP_SETTLE_SECONDS",
         "BFL_TRAINER_PRACTICE_SECONDS",
         "BFL_TRAINER_MAX_UPLOAD_MB",
+        "BFL_TRAINER_ENGINE",
+        "BFL_TRAINER_MODEL",
+        "BFL_TRAINER_CAPTIONER",
+        "BFL_TRAINER_MAX_PX",
     ],
 )
 def test_a_key_in_the_wrong_variable_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
@@ -163,7 +234,7 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_the_key_is_in_no_repr() -> None:
     """Settings end up in logs and tracebacks."""
-    settings = Settings.model_validate({"BFL_API_KEY": "test-key"})
+    settings = Settings.model_validate({"BFL_API_KEY": "test-key", "BFL_TRAINER_KEY": "test-key"})
 
     assert "test-key" not in repr(settings) + str(settings) + settings.model_dump_json()
 

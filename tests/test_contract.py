@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bfl_mcp.contract import FinetuneCreated, FinetuneInputs, MyFinetunesResponse, ResultResponse
+from bfl_mcp.contract import FinetuneCreated, FinetuneInputs, MyFinetunesResponse, ResultResponse, TrainerDetails
 
 REQUIRED = {"file_data": "UEs=", "finetune_comment": "cats", "mode": "general"}
 
@@ -98,3 +98,25 @@ def test_unknown_status_words_and_keys_are_kept() -> None:
 def test_ids_come_from_strings_and_objects() -> None:
     """The list's items are untyped."""
     assert MyFinetunesResponse(finetunes=["a", {"id": "b"}, None]).finetune_ids == ["a", "b"]
+
+
+def test_what_our_trainer_adds_is_read_as_far_as_it_makes_sense() -> None:
+    """The details are anybody's: a fact that is none must not cost the others, nor pass for one."""
+    details = TrainerDetails.model_validate(
+        {
+            "engine": 3,
+            "doing": ["captioning"],
+            "seconds_left": 10**400,
+            "loss_first": float("nan"),
+            "loss_last": 0.5,
+            "kept_energy": True,
+            "captions_used": {"count": "12", "written": 5, "first": ["a", 1]},
+            "files": {"lora.safetensors": 1},
+            "lora": "/data/lora.safetensors",
+            "unheard_of": {},
+        }
+    )
+
+    told = details.model_dump(exclude_defaults=True)
+    assert told == {"loss_last": 0.5, "captions_used": {"written": 5}, "lora": "/data/lora.safetensors"}
+    assert TrainerDetails.model_validate({"captions_used": 1, "files": []}) == TrainerDetails()

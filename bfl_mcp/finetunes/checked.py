@@ -184,7 +184,8 @@ def _not_checked(plan: "Plan", quote: Quote | None, provider: Provider) -> list[
         left_out.append("what the mode asks for (mode)")
     if not plan.trigger_word:
         left_out.append("trigger word in the captions (trigger_word)")
-    if quote is None and not provider.practice:
+    # The trainer inside this server is free.
+    if quote is None and provider.url is not None:
         left_out.append("price (iterations)")
     return left_out
 

@@ -13,9 +13,9 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from bfl_mcp.config import Settings
-from bfl_mcp.contract import TrainingParameters
+from bfl_mcp.contract import TrainerNeed, TrainingParameters
 from bfl_mcp.dataset.findings import megabytes
-from bfl_mcp.errors import APIError, NotFoundError, OutcomeUnknownError, quote_foreign, quoted
+from bfl_mcp.errors import APIError, BFLError, NotFoundError, OutcomeUnknownError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import Background, Call
 from bfl_mcp.finetunes.checked import DatasetChecked, Detail, Told, tell_checked, tell_findings
 from bfl_mcp.finetunes.journal import Entry, Intent, Journal, JournalError, account_of
@@ -32,7 +32,7 @@ from bfl_mcp.finetunes.spend import (
     check_spend_limit,
     quote_training,
 )
-from bfl_mcp.finetunes.started import FinetuneStarted, Report, ago
+from bfl_mcp.finetunes.started import NEED_CHARACTERS, FinetuneStarted, Report, ago
 from bfl_mcp.finetunes.status import read_status
 from bfl_mcp.finetunes.turns import Turns
 from bfl_mcp.finetunes.viewed import Picture, view_image, view_page
@@ -161,7 +161,26 @@ class Starts:
         packed = await self._packing.pack(request.folder, call)
         if packed is None:
             return self._still_packing(request)
-        return (await self._report_on(request, packed)).rehearsed(packed.archive)
+        need = await self._ask_need_of_rehearsed(request, packed, call)
+        return (await self._report_on(request, packed)).rehearsed(packed.archive, need)
+
+    async def _ask_need_of_rehearsed(
+        self, request: StartRequest, packed: Packed, call: Call
+    ) -> TrainerNeed | str | None:
+        """What our trainer says that it takes, or why it could not be asked; None where somebody else trains."""
+        if self._provider.is_bfl or self._provider.practice:
+            return None
+        try:
+            with anyio.fail_after(max(call.left, _PRICE_SECONDS)):
+                client = await self._connect()
+                need = await client.ask_need(request.sent, packed.archive.images)
+                self._is_our_trainer = client.is_our_trainer
+        except TimeoutError:
+            return "It did not answer in time."
+        except BFLError as error:
+            # A rehearsal is about the folder: a provider that is away for a while is no reason to refuse it.
+            return str(error)
+        return need
 
     async def question(self, request: StartRequest, call: Call, *, answered: bool) -> Question | None:
         """What the person must be asked before this start, or None where nothing needs their consent.
@@ -388,13 +407,22 @@ class Starts:
             intent = self._intent(request, archive, quote.usd)
             async with self._turns_of(journal).take(intent.key, wait=True):
                 listed = await self._settle_before(settler, client, intent)
+                need = await self._ask_need(request, packed, client)
                 if not request.allow_duplicate:
                     for entry in await anyio.to_thread.run_sync(journal.repeats, intent.key):
+                        if entry.practice and need is not None and need.engine != "practice":
+                            # A rehearsal does not stand in the way of the real thing.
+                            continue
                         existing = await self._existing(entry, listed, client, journal)
                         if existing is not None:
                             finetune_id, state = existing
                             report = await self._report_on(request, packed)
                             return report.repeated(archive, entry, finetune_id, state)
+                if need is not None and not need.fits:
+                    raise APIError(
+                        f"Not started, nothing was sent or charged: {self._provider.name} cannot train this. It says: "
+                        f"{quoted(need.sentence, NEED_CHARACTERS)}"
+                    )
                 # Told here first, and held to where the row is written.
                 spent = await anyio.to_thread.run_sync(journal.spent_usd)
                 check_spend_limit(quote.usd, spent, self._settings.spend_limit_usd)
@@ -418,6 +446,16 @@ class Starts:
             return report.started(archive, finetune_id, others, practice=practice)
         finally:
             archive.close()
+
+    async def _ask_need(self, request: StartRequest, packed: Packed, client: "BFLClient") -> TrainerNeed | None:
+        """What our trainer says that it takes, before a dataset is uploaded in vain; None where it does not say."""
+        if self._provider.practice or not client.is_our_trainer:
+            return None
+        try:
+            return await client.ask_need(request.sent, packed.archive.images)
+        except APIError:
+            # The start itself meets the same, and has the words.
+            return None
 
     async def _settle_before(self, settler: Settler, client: "BFLClient", intent: Intent) -> list[str]:
         """What the provider lists before the start, with all open starts settled.

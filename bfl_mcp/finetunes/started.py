@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import BaseModel, Field
 
-from bfl_mcp.contract import BFL_TRAINING_CLOSED_ON
+from bfl_mcp.contract import BFL_TRAINING_CLOSED_ON, TrainerNeed
 from bfl_mcp.dataset.findings import megabytes
 from bfl_mcp.errors import quote_foreign, quoted
 from bfl_mcp.finetunes.checked import FindingTold, Told
 from bfl_mcp.finetunes.journal import Entry
 from bfl_mcp.finetunes.packing import count
-from bfl_mcp.finetunes.provider import Provider
+from bfl_mcp.finetunes.provider import HOW_TO_TRAIN_FOR_REAL, Provider
 from bfl_mcp.finetunes.spend import Quote
 from bfl_mcp.finetunes.status import StartState
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bfl_mcp.dataset.archive import Archive
 
 _SKIPPED_LISTED: Final = 40
+
+NEED_CHARACTERS: Final = 600
+"""Shown of what a trainer says that a training takes: need, present and every remedy do not fit into less."""
 
 
 class SkippedFile(BaseModel):
@@ -38,6 +41,9 @@ class FinetuneStarted(BaseModel):
     )
     provider: str = Field(description="Whose server trains.")
     practice: bool | None = Field(default=None, description="True where nothing is really trained; absent if unknown.")
+    fits: bool | None = Field(
+        default=None, description="Dry run: whether our trainer has what it takes; absent if unknown."
+    )
     cost_usd: float | None = Field(default=None, description="Last published price; 0 is free; absent if unknown.")
     images: int | None = Field(default=None, description="Images in the archive.")
     captions: int | None = Field(default=None, description="Images with a caption of their own.")
@@ -89,8 +95,10 @@ class Report:
             ),
         )
 
-    def rehearsed(self, archive: "Archive") -> FinetuneStarted:
+    def rehearsed(self, archive: "Archive", need: TrainerNeed | str | None = None) -> FinetuneStarted:
+        """Nothing was sent. `need` is what our trainer says of it, or why it could not be asked."""
         provider = self._provider
+        practice = need.engine == "practice" if isinstance(need, TrainerNeed) else provider.practice
         summary = (
             f"Dry run: {count(archive)}, {megabytes(archive.size_bytes)}, would go to {provider.name}. "
             f"Nothing was sent or charged.{self._words_for_findings()}"
@@ -102,20 +110,29 @@ class Report:
                 "likely be refused, before anything is uploaded. To train, point BFL_API_URL at a server that still "
                 "answers this API."
             )
-        elif provider.practice:
+        elif practice:
             summary += " This trainer only practises: it goes through the motions, trains nothing and costs nothing."
             next_step = (
-                "Tell the person. To rehearse the whole way, call create_finetune again with dry_run false. To train "
-                "for real, BFL_API_URL must name a server that answers BFL's finetuning API and trains."
+                "Tell the person. To rehearse the whole way, call create_finetune again with dry_run false. "
+                f"{HOW_TO_TRAIN_FOR_REAL}"
             )
         else:
-            next_step = (
-                "Show the person, and ask whether to start: what it costs is between them and that server. Then call "
-                "create_finetune again with dry_run false."
-            )
+            next_step = self._ask_the_person(need)
+        summary += _words_for_need(need)
         if self._warnings:
             next_step = f"Tell the person the warnings; they decide whether to mend them. {next_step}"
-        return self._facts(archive, started=False, practice=provider.practice, summary=summary, next_step=next_step)
+        fits = need.fits if isinstance(need, TrainerNeed) else None
+        return self._facts(archive, started=False, practice=practice, fits=fits, summary=summary, next_step=next_step)
+
+    def _ask_the_person(self, need: TrainerNeed | str | None) -> str:
+        if isinstance(need, TrainerNeed) and not need.fits:
+            return (
+                "Tell the person what is missing, and change what the trainer names. Then make another dry run: as it "
+                "stands, a start would be refused, before anything is sent."
+            )
+        once = "Once it answers, call" if isinstance(need, str) else "Then call"
+        costs = "it costs nothing" if self._quote.is_free else "what it costs is between them and that server"
+        return f"Show the person, and ask whether to start: {costs}. {once} create_finetune again with dry_run false."
 
     def started(
         self, archive: "Archive", finetune_id: str, others: list[Entry], *, practice: bool | None
@@ -205,6 +222,15 @@ class Report:
             **known,
             **facts,
         )
+
+
+def _words_for_need(need: TrainerNeed | str | None) -> str:
+    if need is None:
+        return ""
+    if isinstance(need, str):
+        return f" The trainer could not be asked what this takes: {quote_foreign(need, NEED_CHARACTERS)}"
+    fits = "" if need.fits else " The trainer cannot do this as it stands."
+    return f"{fits} The trainer says: {quoted(need.sentence, NEED_CHARACTERS)}"
 
 
 def ago(seconds: float) -> str:

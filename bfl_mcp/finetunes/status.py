@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import anyio
 from pydantic import BaseModel, Field
 
-from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, finite_number
+from bfl_mcp.contract import FAILED_STATUSES, ResultResponse, TrainerDetails
 from bfl_mcp.errors import APIError, NotFoundError, quote_foreign, quoted
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.provider import HOW_TO_TRAIN_FOR_REAL
+from bfl_mcp.finetunes.trained import Trained
 
 if TYPE_CHECKING:
     from bfl_mcp.client import BFLClient
@@ -28,6 +30,9 @@ _TASK_NOT_FOUND: Final = "Task not found"
 # Characters of JSON; the details seen have some hundred.
 _DETAILS_LIMIT: Final = 32_000
 _TEXT_LIMIT: Final = 4_000
+_DOING_CHARACTERS: Final = 120
+_REASON_CHARACTERS: Final = 400
+"""A training that failed says what to change: the reason and every remedy."""
 
 
 class FinetuneStatus(BaseModel):
@@ -38,6 +43,10 @@ class FinetuneStatus(BaseModel):
     state: StartState = Field(description="sending: the start has no answer yet.")
     progress: float | None = Field(default=None, description="Share done, 0-1; absent if not told.")
     seconds_left: float | None = Field(default=None, description="Estimate; absent if not told.")
+    doing: str | None = Field(default=None, description="Stage of the training; absent if not told.")
+    download: str | None = Field(default=None, description="Shell command that fetches the LoRA of a ready finetune.")
+    load: list[str] | None = Field(default=None, description="Python lines that use the LoRA of a ready finetune.")
+    samples: list[str] | None = Field(default=None, description="Sample pictures before and after training.")
     details: dict[str, Any] = Field(description="Every key the API gave.")
     problem: str | None = Field(default=None, description="What went wrong.")
     practice: bool | None = Field(default=None, description="True where nothing is really trained; absent if unknown.")
@@ -57,7 +66,7 @@ async def read_status(client: "BFLClient", finetune_id: str) -> FinetuneStatus:
     async with anyio.create_task_group() as both:
         both.start_soon(_attempt, client.get_finetune_details, finetune_id, details)
         both.start_soon(_attempt, client.get_result, finetune_id, result)
-    return _join(finetune_id, details[0], result[0])
+    return _join(client, finetune_id, details[0], result[0])
 
 
 async def follow_status(client: "BFLClient", finetune_id: str, call: Call) -> FinetuneStatus:
@@ -91,7 +100,9 @@ async def _attempt(ask: Callable[[str], Awaitable[_T]], finetune_id: str, answer
         answer.append(error)
 
 
-def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultResponse | APIError) -> FinetuneStatus:
+def _join(
+    client: "BFLClient", finetune_id: str, details: dict[str, Any] | APIError, result: ResultResponse | APIError
+) -> FinetuneStatus:
     """The state behind two answers. Source: how the API was observed to behave, see each branch."""
     shown = quoted(finetune_id, 100)
     gone = isinstance(result, NotFoundError) or (
@@ -114,7 +125,7 @@ def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultRe
             )
         raise APIError(f"The status of {shown} could not be read. {result} Nothing was changed by asking.")
     known = details if isinstance(details, dict) else {}
-    status = _Reading(finetune_id, known)
+    status = _Reading(client, finetune_id, known)
     if gone:
         return status.deduced_ready(_word(result))
     if isinstance(result, APIError):
@@ -127,10 +138,12 @@ def _join(finetune_id: str, details: dict[str, Any] | APIError, result: ResultRe
 class _Reading:
     """What is known of one finetune, being put into words."""
 
-    def __init__(self, finetune_id: str, details: dict[str, Any]) -> None:
+    def __init__(self, client: "BFLClient", finetune_id: str, details: dict[str, Any]) -> None:
         self.finetune_id = finetune_id
         self.details = _bounded(details)
         self.problem: str | None = None
+        self.ours = TrainerDetails.model_validate(details)
+        self.trained = Trained(client, finetune_id, details)
         engine = details.get("engine")
         self.practice = None if engine is None else engine == "practice"
         comment = details.get("finetune_comment")
@@ -142,16 +155,18 @@ class _Reading:
             return self._ready(result.status)
         if result.status in FAILED_STATUSES:
             return self._failed(result)
-        queued = self.details.get("state") == "queued"
+        queued = self.ours.state == "queued"
         progress = None if result.progress is None else min(max(result.progress, 0.0), 1.0)
-        seconds_left = _seconds(self.details.get("seconds_left"))
+        seconds_left = None if self.ours.seconds_left is None else max(self.ours.seconds_left, 0.0)
+        doing = quote_foreign(self.ours.doing, _DOING_CHARACTERS) if self.ours.doing and not queued else None
         if queued:
-            place = finite_number(self.details.get("queue_position"))
+            place = self.ours.queue_position
             summary = f"{self.name} is waiting for its turn" + (f", number {place:.0f} in line." if place else ".")
         else:
             parts = [f"{progress:.0%} done" if progress is not None else "", _time_left(seconds_left)]
             told = ", ".join(part for part in parts if part)
             summary = f"{self.name} is training" + (f": {told}." if told else ".")
+            summary += f" Doing now: {quoted(doing, _DOING_CHARACTERS)}." if doing else ""
         return self._status(
             result.status,
             "queued" if queued else "training",
@@ -160,6 +175,7 @@ class _Reading:
             + ("" if progress is not None else " Training can take from minutes to an hour or more."),
             progress=progress,
             seconds_left=seconds_left,
+            doing=doing,
         )
 
     def deduced_ready(self, word: str | None) -> FinetuneStatus:
@@ -183,12 +199,28 @@ class _Reading:
             if self.practice
             else ""
         )
-        return self._status(word, "ready", summary, self._how_to_use(), progress=1.0)
+        if not self._is_model:
+            return self._status(word, "ready", summary, self._how_to_use(), progress=1.0)
+        trained = self.trained
+        return self._status(
+            word,
+            "ready",
+            f"{summary} {trained.summary()}",
+            trained.how_to_use(),
+            progress=1.0,
+            download=trained.download,
+            load=trained.load,
+            samples=trained.samples or None,
+        )
+
+    @property
+    def _is_model(self) -> bool:
+        return not self.practice and self.trained.is_there
 
     def _failed(self, result: ResultResponse) -> FinetuneStatus:
         reasons = _reasons(result)
         self.problem = f"{quote_foreign(result.status)}: {reasons}" if reasons else quote_foreign(result.status)
-        summary = f"{self.name} failed. The provider says: {quoted(self.problem)}."
+        summary = f"{self.name} failed. The provider says: {quoted(self.problem, _REASON_CHARACTERS)}."
         if "Moderated" in result.status:
             next_step = (
                 "The provider's filter objected to images, captions or their number (BFL took at most 20). Tell the "
@@ -196,15 +228,16 @@ class _Reading:
             )
         else:
             next_step = (
-                "Tell the person. If the reason is in the images, mend them; then start again with create_finetune."
+                "Tell the person the reason, and change what it names: the images, or the parameters. Then start again "
+                "with create_finetune."
             )
         return self._status(result.status, "failed", summary, next_step)
 
     def _how_to_use(self) -> str:
         if self.practice:
             return (
-                "Nothing is left to do: the rehearsal went well. To train for real, point BFL_API_URL at a server that "
-                "answers BFL's finetuning API and trains, and call create_finetune again."
+                f"Nothing is left to do: the rehearsal went well. {HOW_TO_TRAIN_FOR_REAL} Then call create_finetune "
+                "again."
             )
         word = self.details.get("trigger_word")
         prompt = f", with the trigger word {quoted(word, 60)} in the prompt" if word else ""
@@ -223,21 +256,18 @@ class _Reading:
         state: State,
         summary: str,
         next_step: str,
-        *,
-        progress: float | None = None,
-        seconds_left: float | None = None,
+        **facts: Any,
     ) -> FinetuneStatus:
         return FinetuneStatus(
             finetune_id=self.finetune_id,
             status=quote_foreign(word, 100) if word is not None else None,
             state=state,
-            progress=progress,
-            seconds_left=seconds_left,
             details=self.details,
             problem=self.problem,
             practice=self.practice,
             summary=summary,
             next_step=next_step,
+            **facts,
         )
 
 
@@ -253,12 +283,7 @@ def _reasons(result: ResultResponse) -> str:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         if value:
             parts.append(text if key == "error" else f"{key}: {text}")
-    return quote_foreign("; ".join(parts))
-
-
-def _seconds(value: object) -> float | None:
-    number = finite_number(value)
-    return None if number is None else max(number, 0.0)
+    return quote_foreign("; ".join(parts), _REASON_CHARACTERS)
 
 
 def _bounded(details: dict[str, Any]) -> dict[str, Any]:
@@ -303,5 +328,6 @@ def _progress_words(status: FinetuneStatus) -> str:
         status.state,
         f"{status.progress:.0%}" if status.progress is not None else "",
         _time_left(status.seconds_left),
+        status.doing or "",
     ]
     return ", ".join(part for part in parts if part)

@@ -108,6 +108,11 @@ def _embedded_app(settings: Settings) -> Any:
             api_key=None,
             max_upload_mb=settings.max_upload_mb,
             practice_seconds=settings.practice_seconds,
+            engine=settings.engine,
+            model=settings.model,
+            captioner=settings.captioner,
+            max_px=settings.max_px,
+            tells_paths=True,
         )
     except OSError as error:
         raise ConfigError(

@@ -91,7 +91,7 @@ class Consent(BaseModel):
 class CreateFinetune(TrainingParameters, FolderInput):
     """Arguments of create_finetune."""
 
-    dry_run: bool = Field(default=False, description="True: check and pack the folder, send nothing, start nothing.")
+    dry_run: bool = Field(default=False, description="True: check and pack the folder, send no images, start nothing.")
     allow_duplicate: bool = Field(
         default=False,
         description="True: start even if the same was started within 24 hours. Only if the person wants two.",

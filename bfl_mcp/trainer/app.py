@@ -29,7 +29,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bfl_mcp import __version__
 from bfl_mcp.contract import (
+    DEFAULT_CAPTIONER,
     DEFAULT_LEARNING_RATE,
+    DEFAULT_MODEL,
     FINETUNE_NOT_FOUND,
     INVALID_KEY,
     NOT_AUTHENTICATED,
@@ -62,14 +64,25 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _STATUS: Final = {"queued": "Pending", "training": "Pending", "ready": "Ready", "failed": "Error"}
 
 
-def create_app(
-    data: Path, *, api_key: SecretStr | None, max_upload_mb: float, practice_seconds: float, engine: str = "practice"
+def create_app(  # noqa: PLR0913 - each is a decision of the person
+    data: Path,
+    *,
+    api_key: SecretStr | None,
+    max_upload_mb: float,
+    practice_seconds: float,
+    engine: str = "practice",
+    model: str = DEFAULT_MODEL,
+    captioner: str = DEFAULT_CAPTIONER,
+    max_px: int | None = None,
+    tells_paths: bool = False,  # noqa: ARG001 - for the engine that writes files
 ) -> FastAPI:
     """Make the trainer's app over a data folder. Without a key everybody is let in: for use inside this process.
 
     Work that an earlier process left unfinished goes on.
     """
-    trainer = _Trainer(data, max_upload_mb, engine, {"practice_seconds": practice_seconds})
+    engine = "practice" if engine == "auto" else engine
+    options = {"practice_seconds": practice_seconds, "model": model, "captioner": captioner, "max_px": max_px}
+    trainer = _Trainer(data, max_upload_mb, engine, options)
     app = FastAPI(title="bfl-mcp trainer", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(OSError, partial(_answer_no_storage, data))

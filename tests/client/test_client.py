@@ -454,3 +454,73 @@ def test_the_body_says_nothing_but_json() -> None:
     body = anyio.run(collect)
     assert json.loads(body) == {"finetune_comment": 'a "b"\n}', "n": {}, "file_data": "YWJj"}
     assert len(body) == upload.size_bytes
+
+
+# --- what only our trainer answers ------------------------------------------------------------------------------------
+
+NEED = {"engine": "flux2", "fits": False, "sentence": "It takes 24.0 GiB. Set finetune_type='lora'."}
+
+
+async def test_our_trainer_says_what_a_training_takes(bfl: FakeBFL, api: BFLClient) -> None:
+    """Asked with the parameters and the number of images alone."""
+    bfl.need = NEED
+
+    need = await api.ask_need(PARAMETERS, 12)
+
+    assert need is not None
+    assert (need.engine, need.fits, need.sentence) == tuple(NEED.values())
+    assert bfl.requests[-1].json() == {**PARAMETERS, "images": 12}
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(404, {"detail": "Not Found"}), Answer(405), Answer(500), Answer(200, NEED), Answer(403)]
+)
+async def test_nobody_else_is_taken_for_our_trainer(bfl: FakeBFL, api: BFLClient, answer: Answer) -> None:
+    """BFL knows no such question; what it answers means nothing."""
+    bfl.say_next("POST", "/v1/finetune_need", answer)
+
+    assert await api.ask_need(PARAMETERS, 12) is None
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_an_older_trainer_of_ours_says_nothing_of_it(bfl: FakeBFL, api: BFLClient, status: int) -> None:
+    """It trains all the same."""
+    bfl.need = NEED
+    bfl.say_next("POST", "/v1/finetune_need", Answer(status, {"detail": "Not Found"}))
+
+    assert await api.ask_need(PARAMETERS, 12) is None
+    assert api.is_our_trainer
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(403, {"detail": "Not authenticated"}), "BFL_API_KEY"),
+        (Answer(200, {"fits": True}), "something else than the API's JSON"),
+        (Answer(507, {"detail": "disk full"}), "disk full"),
+    ],
+)
+async def test_a_trainer_of_ours_that_cannot_say_it_is_an_error(
+    bfl: FakeBFL, api: BFLClient, answer: Answer, words: str
+) -> None:
+    """The caller decides what that is worth."""
+    bfl.need = NEED
+    bfl.say_next("POST", "/v1/finetune_need", answer)
+
+    with pytest.raises(APIError, match=words):
+        await api.ask_need(PARAMETERS, 12)
+
+
+async def test_a_start_that_does_not_fit_is_refused_in_the_trainers_words(bfl: FakeBFL, api: BFLClient) -> None:
+    """Need, present and all remedies are shown whole, and nothing was started."""
+    bfl.need = NEED
+    need = "Full training takes 19.1 GiB of GPU memory, and 'GeForce' has 12.0 GiB. " * 4 + 'Set priority="speed".'
+    bfl.say_next("POST", "/v1/finetune", Answer(422, {"detail": need}))
+
+    with pytest.raises(APIError) as caught:
+        await start(api)
+
+    said = str(caught.value)
+    assert "cannot train this (422: it says" in said
+    assert "Set priority='speed'." in said
+    assert said.endswith("Nothing was started or charged.")

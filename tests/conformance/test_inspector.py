@@ -29,7 +29,7 @@ def inspect(home: Path, era: str, *arguments: str) -> tuple[int, dict[str, Any]]
     # The inspector hides its own environment from the servers that it starts.
     run = run_node(
         INSPECTOR, "--cli", "--protocol-era", era, "--format", "json",
-        "-e", f"BFL_MCP_HOME={home}", "-e", f"BFL_MCP_ALLOWED_DIRS={EXAMPLES}",
+        "-e", f"BFL_MCP_HOME={home}", "-e", f"BFL_MCP_ALLOWED_DIRS={EXAMPLES}", "-e", "BFL_TRAINER_ENGINE=practice",
         *arguments, "--", command, home=home, seconds=60,
     )  # fmt: skip
     assert run.stdout, run.stderr

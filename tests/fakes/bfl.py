@@ -1,7 +1,7 @@
 """BFL's finetuning API as it was observed: it checks the key, opens the ZIP it gets, and remembers every request.
 
-One set of answers with two faces: `transport()` for any address, so that BFL's own host names can be tested without a
-network, and `serve()` for real sockets on loopback.
+One set of answers with three faces: `transport()` for any address, so that BFL's own host names can be tested without a
+network, `serve()` for real sockets on loopback, and `app()` for what lives inside the server's process.
 """
 
 import base64
@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+
+from bfl_mcp.contract import TRAINER_HEADER
 
 KEY = "test-key"
 
@@ -61,6 +63,8 @@ class FakeBFL:
     def __init__(self, key: str | None = KEY) -> None:
         self.key = key
         self.training_open = True
+        self.need: dict[str, Any] | None = None
+        """Once set, this is a trainer of ours, and answers so to what a training takes."""
         self.requests: list[Request] = []
         self.finetunes: dict[str, dict[str, Any]] = {}
         self.results: dict[str, dict[str, Any]] = {}
@@ -90,6 +94,12 @@ class FakeBFL:
 
     def respond(self, request: Request) -> Answer:
         self.requests.append(request)
+        answer = self._respond(request)
+        if self.need is not None:
+            answer.headers = {**answer.headers, TRAINER_HEADER: "0.1.0"}
+        return answer
+
+    def _respond(self, request: Request) -> Answer:
         if self.key is not None and request.headers.get("x-key") != self.key:
             return Answer(403, {"detail": "Not authenticated - Invalid Authentication"})
         endpoint = request.method, request.path
@@ -98,7 +108,12 @@ class FakeBFL:
             if isinstance(answer, Exception):
                 raise answer
             return answer
+        return self._usual(endpoint, request)
+
+    def _usual(self, endpoint: tuple[str, str], request: Request) -> Answer:
         match endpoint:
+            case "POST", "/v1/finetune_need" if self.need is not None:
+                return Answer(200, self.need)
             case "POST", "/v1/finetune" if self.training_open:
                 return self._start(request)
             case "GET", "/v1/finetune_details":
@@ -125,6 +140,23 @@ class FakeBFL:
             return httpx.Response(answer.status, content=answer.encoded(), headers=answer.headers)
 
         return httpx.MockTransport(handle)
+
+    def app(self) -> Any:
+        """The fake as an ASGI application: it stands in for the trainer inside a process."""
+
+        async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            body = b""
+            while (message := await receive()).get("more_body"):
+                body += message["body"]
+            query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
+            headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+            asked = Request(scope["method"], scope["path"], query, headers, body + message["body"])
+            said = self.respond(asked)
+            pairs = [(name.encode(), value.encode()) for name, value in said.headers.items()]
+            await send({"type": "http.response.start", "status": said.status, "headers": pairs})
+            await send({"type": "http.response.body", "body": said.encoded()})
+
+        return answer
 
     @contextmanager
     def serve(self) -> Iterator[str]:

@@ -77,7 +77,9 @@ async def test_a_dry_run_sends_nothing(connect: Connect, folder: Path) -> None:
         nothing = list(bfl.requests)
         started = facts_of(await client.call_tool("create_finetune", {**REQUEST, "folder": str(folder)}))
 
-    assert nothing == []
+    # A trainer of ours would say what it takes; the question holds no image.
+    assert [(request.method, request.path) for request in nothing] == [("POST", "/v1/finetune_need")]
+    assert "file_data" not in nothing[0].json()
     assert "Show the person" in rehearsed["next_step"]
     # Three small pictures.
     assert [(told["severity"], told["code"]) for told in rehearsed["findings"]] == [
