@@ -113,8 +113,8 @@ class Report:
         elif practice:
             summary += " This trainer only practises: it goes through the motions, trains nothing and costs nothing."
             next_step = (
-                "Tell the person. To rehearse the whole way, call create_finetune again with dry_run false. "
-                f"{HOW_TO_TRAIN_FOR_REAL}"
+                f"{'' if self._warnings else 'Tell the person. '}To rehearse the whole way, call create_finetune again "
+                f"with dry_run false. {HOW_TO_TRAIN_FOR_REAL}"
             )
         else:
             next_step = self._ask_the_person(need)
