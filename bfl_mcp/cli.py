@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from bfl_mcp import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bfl_mcp.server.build import Server
 
 _WIRE_SECONDS_ON_SIGNAL: Final = 2.0
@@ -100,7 +102,7 @@ def _serve(allowed: list[str] | None) -> int:
         hint = "bfl-mcp waits for a chat host on standard input. To see it work, run: bfl-mcp demo. Ctrl-C ends it."
         print(hint, file=sys.stderr)  # noqa: T201
 
-    def leave(number: int, _frame: Any) -> None:
+    def leave(number: int) -> None:
         # A second signal means at once.
         if stopping.is_set() or not server.on_the_wire:
             os._exit(128 + number)
@@ -108,14 +110,36 @@ def _serve(allowed: list[str] | None) -> int:
         threading.Thread(target=_leave_soon, args=(number, server), daemon=True).start()
 
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # The SDK's reader thread would keep the process alive until the host closes its end.
-        signal.signal(number, leave)
+    # The SDK's reader thread would keep the process alive until the host closes its end.
+    _on_signal(leave)
     server.run("stdio")
     # A thread that waits for a sleeping disk, or a decoder that does not come back, would keep the process alive.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _on_signal(leave: "Callable[[int], None]") -> None:
+    """Call `leave` with the number of a signal that asks the process to end."""
+    asking = (signal.SIGINT, signal.SIGTERM)
+    if os.name != "posix":
+        for number in asking:
+            signal.signal(number, lambda number, _: leave(number))
+        return
+    # Python's own handlers run in the main thread, between two of its steps: one that comes just before it waits for
+    # the host would be heard when the host speaks again. A thread that waits for nothing else hears it at once.
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    for number in asking:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while byte := os.read(heard, 1):
+            if byte[0] in asking:
+                leave(byte[0])
+
+    threading.Thread(target=listen, daemon=True, name="bfl-mcp-signals").start()
 
 
 def _leave_soon(number: int, server: "Server") -> None:
