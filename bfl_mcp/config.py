@@ -2,15 +2,27 @@
 
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bfl_mcp.contract import BFL_API_URL, BFL_DOMAIN, BFL_MAX_MEGAPIXELS
+from bfl_mcp.contract import (
+    BFL_API_URL,
+    BFL_DOMAIN,
+    BFL_MAX_MEGAPIXELS,
+    DEFAULT_CAPTIONER,
+    DEFAULT_MODEL,
+    MIN_MAX_PX,
+    TRAINING_PACKAGES,
+    Engine,
+)
 from bfl_mcp.errors import ConfigError
+
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def _default_home() -> Path:
@@ -48,8 +60,18 @@ class Settings(BaseSettings):
     )
     max_upload_mb: float = Field(default=256.0, gt=0, le=100_000, validation_alias="BFL_TRAINER_MAX_UPLOAD_MB")
     """Largest request body the trainer takes, in megabytes of 1 000 000 bytes. Base64 makes it 4/3 of the archive."""
+    engine: Literal["auto", Engine] = Field(default="auto", validation_alias="BFL_TRAINER_ENGINE")
+    """What the trainer trains with; `auto` is flux2 where its packages and a GPU are, else practice."""
+    model: str = Field(default=DEFAULT_MODEL, validation_alias="BFL_TRAINER_MODEL")
+    """The base model: a name at the Hugging Face hub, or a folder."""
+    captioner: str = Field(default=DEFAULT_CAPTIONER, validation_alias="BFL_TRAINER_CAPTIONER")
+    """What writes captions for images without one: named like the model."""
+    max_px: int | None = Field(default=None, ge=MIN_MAX_PX, validation_alias="BFL_TRAINER_MAX_PX")
+    """Pictures are trained with no more pixels than a square of this side has."""
+    trainer_key: SecretStr | None = Field(default=None, validation_alias="BFL_TRAINER_KEY")
+    """What `bfl-mcp trainer` lets customers in by; none has it make one."""
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "trainer_key", mode="before")
     @classmethod
     def _read_key(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -68,6 +90,20 @@ class Settings(BaseSettings):
         if value is None or not value.strip():
             return None
         return _check_url(value.strip())
+
+    @field_validator("model", "captioner")
+    @classmethod
+    def _read_model(cls, value: str) -> str:
+        name = value.strip()
+        if _HUB_NAME.fullmatch(name):
+            return name
+        try:
+            return str(_expand(Path(name)))
+        except ValueError:
+            # Not shown: it may be a key that was pasted into the wrong variable.
+            raise ValueError(
+                f"name it as at the Hugging Face hub, like {DEFAULT_MODEL}, or a folder's whole path"
+            ) from None
 
     @field_validator("home")
     @classmethod
@@ -123,6 +159,13 @@ def is_bfl_host(url: str) -> bool:
     """Whether the URL's host belongs to Black Forest Labs."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     return host == BFL_DOMAIN or host.endswith("." + BFL_DOMAIN)
+
+
+def is_training_installed() -> bool:
+    """Whether the packages of the extra `[train]` are there. Imports none of them."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in TRAINING_PACKAGES)
 
 
 def _expand(path: Path) -> Path:

@@ -11,7 +11,18 @@ with `POST /v1/finetune`, and BFL's finetuning guide of the same year.
 import math
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic import ValidationError as Invalid
+from pydantic_core.core_schema import ValidationInfo
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
@@ -162,8 +173,90 @@ class FinetuneCreated(BaseModel):
         }
 
 
+# --- what our trainer adds; none of it is BFL's -----------------------------------------------------------------------
+
 TRAINER_HEADER: Final = "x-bfl-mcp-trainer"
-"""Our trainer puts it on every answer, with its version. Not BFL's."""
+"""Our trainer puts it on every answer, with its version."""
+
+DEFAULT_MODEL: Final = "black-forest-labs/FLUX.2-klein-base-4B"
+"""What it trains, as a name at the Hugging Face hub. Apache-2.0."""
+
+DEFAULT_CAPTIONER: Final = "Qwen/Qwen3-VL-2B-Instruct"
+"""What it writes captions with. Apache-2.0."""
+
+MIN_MAX_PX: Final = 64
+"""A picture of fewer pixels a side is a few tokens, and teaches nothing."""
+
+TRAINING_PACKAGES: Final = ("torch", "diffusers", "transformers", "peft", "safetensors")
+"""What the extra `[train]` installs, and the engine `flux2` imports."""
+
+Engine = Literal["practice", "flux2"]
+"""What our trainer trains with: `practice` trains nothing."""
+
+
+class TrainerNeedInputs(TrainingParameters):
+    """The body of `POST /v1/finetune_need`: a start without its images."""
+
+    images: int = Field(ge=MIN_IMAGES, le=MAX_IMAGES, description="How many images would be sent.")
+
+
+class TrainerNeed(BaseModel):
+    """What a training would take at our trainer, and whether it has that."""
+
+    model_config = ConfigDict(extra="allow")
+
+    engine: str = Field(description="What would train: practice trains nothing.")
+    fits: bool = Field(description="Whether it would be started.")
+    sentence: str = Field(description="What it takes and what is there; where it does not fit, what to change.")
+
+
+class _Lenient(BaseModel):
+    """Facts that are an addition: one that makes no sense is as good as none, and never costs the others."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _read_or_default(cls, value: object, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return read(value)
+        except Invalid:
+            return cls.model_fields[info.field_name or ""].get_default(call_default_factory=True)
+
+
+class CaptionsUsed(_Lenient):
+    """The captions a finetune was trained with."""
+
+    count: int | None = None
+    written: int | None = None
+    """How many of them the trainer's captioner wrote."""
+    first: list[str] = []
+
+
+class TrainerDetails(_Lenient):
+    """What our trainer's `finetune_details` tell beside BFL's. Any server may answer so: the texts are foreign."""
+
+    engine: str | None = None
+    state: str | None = None
+    doing: str | None = None
+    """The stage in words, while it trains."""
+    queue_position: float | None = None
+    seconds_left: float | None = None
+    base_model: str | None = None
+    seed: int | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    kept_energy: float | None = None
+    """Share of a full training that its LoRA holds, 0-1."""
+    captions_used: CaptionsUsed = CaptionsUsed()
+    lora: str | None = None
+    """Where it lies: an absolute path, or below `FILE_PATH` at the trainer's address."""
+    files: dict[str, str] = {}
+    """Every file of the outcome, and where it lies, told the same way."""
+
+
+FILE_PATH: Final = "/v1/finetune_file"
+"""Gives one file of a ready finetune, by `finetune_id` and `name`. Wants the key."""
 
 
 # --- GET /v1/finetune_details -----------------------------------------------------------------------------------------
