@@ -44,7 +44,7 @@ from bfl_mcp.contract import (
 )
 from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress
 from bfl_mcp.trainer.uploads import BadArchiveError, unpack
-from bfl_mcp.trainer.worker import Worker
+from bfl_mcp.trainer.worker import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class _Trainer:
         self.max_upload_bytes = int(max_upload_mb * 1_000_000)
         self._engine = engine
         self._options = options
-        self._worker = Worker(data)
+        self._workers = Workers(data)
         # An upload needs up to three times its size in memory while it is read; mostly less than two.
         self._reading = threading.Lock()
 
@@ -168,7 +168,7 @@ class _Trainer:
 
     def _wake(self) -> None:
         try:
-            self._worker.wake()
+            self._workers.wake()
         except OSError:
             # The finetune is safe on disk, and the next look tries again.
             logger.exception("no worker could be started for %s", self.jobs.data)
