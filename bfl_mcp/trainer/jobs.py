@@ -170,11 +170,13 @@ class Job:
         """
         self._write("outcome.json", outcome)
 
-    def find_file(self, name: str) -> Path | None:
-        """A file the engine left, by a name that its outcome lists. None for every other name, and where it is gone."""
-        names = self.read_outcome().get("files")
-        if not isinstance(names, list) or name not in names:
-            return None
+    def find_files(self) -> dict[str, Path]:
+        """The files the engine left, by the names its outcome lists: those that are there, and in this folder."""
+        listed = self.read_outcome().get("files")
+        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        return {name: path for name in names if (path := self._resolve(name)) is not None}
+
+    def _resolve(self, name: str) -> Path | None:
         folder = self.folder.resolve()
         try:
             path = (folder / name).resolve()
@@ -265,6 +267,12 @@ class Jobs:
             return False
         shutil.rmtree(going, ignore_errors=True)
         return True
+
+    def sweep_remains(self) -> None:
+        """Remove folders that an engine made again after its finetune had been deleted."""
+        for name in os.listdir(self._folder):  # noqa: PTH208 - as above
+            if _ID.fullmatch(name) and not (self._folder / name / "request.json").exists():
+                shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _read(self, folder: Path) -> Job | None:
         try:

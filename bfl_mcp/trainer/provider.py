@@ -142,10 +142,8 @@ class Provider:
 
     def find_file(self, finetune_id: str, name: str) -> Path:
         """A file of a ready finetune, by a name its engine listed."""
-        job = self.jobs.find(finetune_id)
-        if job is None:
-            raise HTTPException(404, FINETUNE_NOT_FOUND)
-        path = job.find_file(name) if self._look_at(finetune_id)[1].state == "ready" else None
+        job, progress = self._look_at(finetune_id)
+        path = job.find_files().get(name) if progress.state == "ready" else None
         if path is None:
             raise HTTPException(404, "This finetune has no file of that name; its details list the names, once ready.")
         return path
@@ -211,10 +209,8 @@ class Provider:
                 facts[name] = value
         if isinstance(outcome.get("captions"), dict):
             facts["captions_used"] = outcome["captions"]
-        listed = outcome["files"] if isinstance(outcome.get("files"), list) else []
-        found = {name: path for name in listed if (path := job.find_file(name)) is not None}
-        if found:
-            facts["files"] = files = {name: self._where(job, name, path) for name, path in found.items()}
+        if files := {name: self._where(job, name, path) for name, path in job.find_files().items()}:
+            facts["files"] = files
             if lora := next((where for name, where in files.items() if name.endswith(".safetensors")), None):
                 facts["lora"] = lora
         return facts

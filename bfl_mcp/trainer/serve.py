@@ -54,11 +54,20 @@ def run_trainer(wanted: Wanted) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201 - what a command says
         return 2
+    except KeyboardInterrupt:
+        # Looking at the hardware takes seconds.
+        return 130
+    stopping = _catch_signals()
     with listener:
         host, port = listener.getsockname()[:2]
         lines = (_describe(settings, hardware, slots, data), _describe_key(key, origin, data))
         print(*lines, _describe_other_end(host, port, key if origin == "made" else None), sep="\n\n", flush=True)  # noqa: T201
-        return _answer(_build(settings, data, key, hardware, slots), listener, data, slots)
+        try:
+            app = _build(settings, data, key, hardware, slots)
+        except OSError as error:
+            print(_explain_folder(data, error), file=sys.stderr)  # noqa: T201
+            return 2
+        return _answer(app, listener, stopping, data, slots)
 
 
 # --- what is needed before it can answer ------------------------------------------------------------------------------
@@ -71,12 +80,15 @@ def _find_key(settings: Settings, data: Path) -> tuple[SecretStr, str]:
         if settings.trainer_key is not None:
             return settings.trainer_key, "given"
         return _keep_key(data / _KEY_FILE)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise ConfigError(
-            f"The trainer cannot keep its data and its key in {quoted(data)}: {reason}. Name a folder that this user "
-            "may write with --data, or in BFL_MCP_HOME."
-        ) from None
+    except OSError as error:
+        raise ConfigError(_explain_folder(data, error)) from None
+
+
+def _explain_folder(data: Path, error: OSError) -> str:
+    return (
+        f"The trainer cannot keep its data and its key in {quoted(data)}: {error.strerror or error}. Name a folder that "
+        "this user may write with --data, or in BFL_MCP_HOME."
+    )
 
 
 def _keep_key(path: Path) -> tuple[SecretStr, str]:
@@ -84,7 +96,7 @@ def _keep_key(path: Path) -> tuple[SecretStr, str]:
         # Whoever is first makes it: of two trainers that start together, the second finds it.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        kept = path.read_text(encoding="utf-8").strip()
+        kept = path.read_text(encoding="utf-8", errors="replace").strip()
         if not kept or not kept.isascii() or not kept.isprintable() or " " in kept:
             raise ConfigError(
                 f"{quoted(path)} holds no key, and without one the trainer would let everybody in. Delete the file to "
@@ -201,15 +213,20 @@ def _describe_other_end(host: str, port: int, key: SecretStr | None) -> str:
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
-def _answer(app: Any, listener: socket.socket, data: Path, slots: int) -> int:
+def _catch_signals() -> threading.Event:
+    """What is set by Ctrl-C, or by a system that wants the process to end."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def _answer(app: Any, listener: socket.socket, stopping: threading.Event, data: Path, slots: int) -> int:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
     # In a thread it leaves the signals to us: an upload in progress must not hold up Ctrl-C.
     answering = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
     answering.start()
     # With a timeout, or Windows would not hear Ctrl-C.
     while answering.is_alive() and not stopping.wait(0.2):
@@ -230,5 +247,8 @@ def _describe_end(data: Path, slots: int) -> str:
     busy = Workers(data, slots).count_busy()
     if not busy:
         return "Stopped. No finetune is in training."
-    which = "A finetune is" if busy == 1 else f"{busy} finetunes are"
-    return f"Stopped. {which} in training and goes on, in a process of its own. Start the trainer again to ask for it."
+    if busy == 1:
+        return "Stopped. A finetune is in training and goes on by itself. Start the trainer again to ask for it."
+    return (
+        f"Stopped. {busy} finetunes are in training and go on by themselves. Start the trainer again to ask for them."
+    )

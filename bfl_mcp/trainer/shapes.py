@@ -44,7 +44,7 @@ def find_shape(model: str) -> Shape | None:
     if folder.is_dir():
         try:
             return read_shape(folder)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
     name = model.lower()
     if "klein" not in name:

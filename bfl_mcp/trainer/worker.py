@@ -297,6 +297,8 @@ def _spawn(data: Path, slot: int, environment: dict[str, str]) -> subprocess.Pop
 
 def work(data: Path, slot: int) -> None:
     """Train one job, and begin anew for the next. Comes back when nothing is left to do."""
+    # The worker before may have been an engine that wrote on to its last moment.
+    Jobs(data).sweep_remains()
     if train_next(data, slot, on_claim=lambda job: _watch(job, data, slot)):
         _begin_anew(data, slot)
 
@@ -308,7 +310,6 @@ def _watch(job: Job, data: Path, slot: int) -> None:
         while not job.is_gone:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         time.sleep(_SECONDS_TO_NOTICE)
-        job.remove_remains()
         _begin_anew(data, slot)
 
     threading.Thread(target=look, daemon=True).start()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Final
 
-from bfl_mcp.config import is_training_installed
 from bfl_mcp.trainer.engines.practice import practice
 from bfl_mcp.trainer.jobs import Job
 
@@ -19,6 +18,8 @@ class TrainingError(Exception):
 
 
 def _flux2(job: Job, report: Report) -> None:
+    from bfl_mcp.config import is_training_installed
+
     if not is_training_installed():
         raise TrainingError(
             "The engine flux2 needs the packages of the extra [train], and they are not installed where this trainer "
