@@ -86,8 +86,8 @@ def _find_key(settings: Settings, data: Path) -> tuple[SecretStr, str]:
 
 def _explain_folder(data: Path, error: OSError) -> str:
     return (
-        f"The trainer cannot keep its data and its key in {quoted(data)}: {error.strerror or error}. Name a folder that "
-        "this user may write with --data, or in BFL_MCP_HOME."
+        f"The trainer cannot keep its data and its key in {quoted(data)}: {error.strerror or error}. Name a folder "
+        "that this user may write with --data, or in BFL_MCP_HOME."
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from bfl_mcp.trainer.engines import ENGINES, RESUME_ANYWHERE, Report, TrainingError
-from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress, open_private
+from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress
+from bfl_mcp.trainer.spawn import build_environment, spawn
 
 _SECONDS_BETWEEN_REPORTS: Final = 0.5
 _MAX_RESUMES: Final = 10
@@ -32,7 +33,6 @@ _MAX_ERRORS: Final = 2
 # An engine that reports learns of a deletion by itself. One that loads a model or decodes a picture does not.
 _SECONDS_BETWEEN_LOOKS: Final = 0.5
 _SECONDS_TO_NOTICE: Final = 3.0
-_SECRETS: Final = frozenset({"BFL_API_KEY", "BFL_TRAINER_KEY"})
 
 
 class Workers:
@@ -51,7 +51,7 @@ class Workers:
                 return
             wanted = len(Jobs(self._data).unfinished()) - (len(self._slots) - len(free))
             for slot in free[: max(0, wanted)]:
-                slot.child = _spawn(self._data, slot.number, _environment(slot.number, len(self._slots)))
+                slot.child = spawn(self._data, slot.number, build_environment(slot.number, len(self._slots)))
                 slot.woken_again = False
                 threading.Thread(target=self._outlive, args=(slot, slot.child), daemon=True).start()
 
@@ -243,58 +243,6 @@ def _reporter(job: Job) -> Report:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def _environment(slot: int, slots: int) -> dict[str, str]:
-    """What a worker may know: no key, and of several GPUs its own."""
-    package_root = str(Path(__file__).parents[2])
-    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    if slots > 1:
-        name, gpu = choose_gpu(environment, slot)
-        environment[name] = gpu
-    return environment
-
-
-def choose_gpu(environment: Mapping[str, str], slot: int) -> tuple[str, str]:
-    """The variable that limits a process to one GPU, and its value for a slot: of those the person left visible."""
-    name = next((name for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if environment.get(name)), None)
-    if name is None:
-        return "CUDA_VISIBLE_DEVICES", str(slot)
-    visible = [gpu.strip() for gpu in environment[name].split(",")]
-    return name, visible[slot] if slot < len(visible) else str(slot)
-
-
-def _spawn(data: Path, slot: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a worker that shares nothing with this process: not its session, not its streams, not its keys."""
-    command = [sys.executable, "-P", "-m", "bfl_mcp.trainer.worker", "--slot", str(slot), "--data", str(data)]
-    with open_private(data / "worker.log", "ab") as log:
-        if sys.platform != "win32":
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=environment,
-                cwd=data,
-                start_new_session=True,
-            )
-        detached = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
-        # A host may keep its servers in a job that ends with it; not every such job lets a process leave.
-        for flags in (detached | subprocess.CREATE_BREAKAWAY_FROM_JOB, detached):
-            try:
-                return subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    env=environment,
-                    cwd=data,
-                    creationflags=flags,
-                )
-            except PermissionError:
-                continue
-        raise PermissionError("no detached process can be started here")
-
-
 def work(data: Path, slot: int) -> None:
     """Train one job, and begin anew for the next. Comes back when nothing is left to do."""
     # The worker before may have been an engine that wrote on to its last moment.
@@ -319,7 +267,7 @@ def _begin_anew(data: Path, slot: int) -> None:
     """Become a fresh worker: same process, same place, nothing kept. The locks go with what is left behind."""
     if sys.platform != "win32":
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
-    _spawn(data, slot, dict(os.environ))
+    spawn(data, slot, dict(os.environ))
     os._exit(0)
 
 

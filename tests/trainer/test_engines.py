@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bfl_mcp.trainer.jobs import Attempts, Job, Jobs, Progress
-from bfl_mcp.trainer.worker import choose_gpu, drain
+from bfl_mcp.trainer.spawn import choose_gpu
+from bfl_mcp.trainer.worker import drain
 from tests.trainer.archives import start
 from tests.trainer.conftest import connect, make_app
 from tests.trainer.processes import REPOSITORY, names, wait_until, workers
