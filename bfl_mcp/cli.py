@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     demo.add_argument("folder", nargs="?", type=Path, help="folder of images; default: the examples of this project")
     _add_check(commands)
+    _add_trainer(commands)
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         from bfl_mcp.report.judged import Wanted
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         wanted = Wanted(chosen.mode, chosen.trigger_word, chosen.iterations)
         return run_check(Asked(chosen.folder, wanted, chosen.html, chosen.json))
+    if chosen.command == "trainer":
+        return _run_trainer(chosen)
     if chosen.command == "demo":
         from bfl_mcp.demo import run_demo
 
@@ -78,6 +81,80 @@ def _add_check(commands: Any) -> None:
     check.add_argument("--mode", help="what the images teach, as in create_finetune, for the checks that depend on it")
     check.add_argument("--trigger-word", metavar="WORD", help="check that the captions hold it")
     check.add_argument("--iterations", type=int, metavar="N", help="training steps, to tell the price")
+
+
+def _add_trainer(commands: Any) -> None:
+    trainer = commands.add_parser(
+        "trainer",
+        help="answer BFL's finetuning API on this machine, and train here: for the machine with the GPU",
+        description="Answer BFL's finetuning API over HTTP and train what it is sent, one finetune for each GPU at a "
+        "time. It prints what to set in the chat host. Ctrl-C ends it; a finetune in training goes on in a process of "
+        "its own, and whatever was left undone is taken up at the next start.",
+        epilog="Every request needs the key: the one in BFL_TRAINER_KEY, or one that is made at the first start, shown "
+        "that once, and kept in the data folder. It speaks plain HTTP: on any address but this machine's own, TLS "
+        "belongs in front, such as a reverse proxy with a certificate. GET /healthz answers without a key. "
+        "BFL_TRAINER_CAPTIONER, BFL_TRAINER_MAX_PX and BFL_TRAINER_MAX_UPLOAD_MB count here too: see the README. "
+        "Exit status: 0 ended as asked, 2 cannot be used as configured, with a sentence on standard error.",
+    )
+    trainer.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine alone"
+    )
+    trainer.add_argument(
+        "--port", type=_read_port, default=8642, help="port to listen on; default: %(default)s; 0 takes a free one"
+    )
+    trainer.add_argument(
+        "--engine",
+        choices=("auto", "practice", "flux2"),
+        help="what trains: flux2 really does, practice goes through the motions; default: BFL_TRAINER_ENGINE, or auto, "
+        "which is flux2 where the extra [train] and a CUDA or ROCm GPU are",
+    )
+    trainer.add_argument(
+        "--model",
+        metavar="NAME",
+        help="base model: a name at the Hugging Face hub, or a folder; default: BFL_TRAINER_MODEL, or FLUX.2 [klein] "
+        "Base 4B",
+    )
+    trainer.add_argument(
+        "--gpus",
+        type=_read_gpus,
+        default=None,
+        metavar="N",
+        help="how many GPUs to train on, one finetune on each; default: all",
+    )
+    trainer.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder for finetunes and the key; default: trainer/ in BFL_MCP_HOME, where the trainer inside the server "
+        "keeps its own",
+    )
+
+
+def _read_port(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; they are 0 to 65535")
+    return int(text)
+
+
+def _read_gpus(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 to 64 nor 'all'")
+    return int(text)
+
+
+def _run_trainer(chosen: argparse.Namespace) -> int:
+    from bfl_mcp.trainer.serve import Wanted, run_trainer
+
+    model = chosen.model
+    if model is not None and Path(model).expanduser().is_dir():
+        # On a command line a folder may be named from where one is; the worker is somewhere else.
+        model = str(Path(model).expanduser().absolute())
+    flags = {"BFL_TRAINER_ENGINE": chosen.engine, "BFL_TRAINER_MODEL": model}
+    given = tuple((name, value) for name, value in flags.items() if value is not None)
+    data = chosen.data.expanduser() if chosen.data is not None else None
+    return run_trainer(Wanted(chosen.host, chosen.port, chosen.gpus, data, given))
 
 
 def _serve(allowed: list[str] | None) -> int:

@@ -1,28 +1,28 @@
 """The HTTP face of the trainer: BFL's finetuning API over a folder of jobs.
 
-It answers as BFL did, and adds `engine` beside a new `finetune_id`, and `engine`, `state`, `queue_position` and
-`seconds_left` to the details. Endpoints that write are plain functions, which run in threads to their end: a client
-that goes away half-way leaves nothing half done.
+It answers as BFL did. It adds `engine` beside a new `finetune_id`, to the details how a finetune stands and what has
+come of it, and three answers of its own: what a training would take, the files of a finetune, and that it is there.
+Endpoints that write are plain functions, which run in threads to their end: a client that goes away half-way leaves
+nothing half done.
 """
 
-import binascii
 import logging
 import secrets
 import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, Literal
 
+import anyio
 import anyio.to_thread
-import pydantic
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bfl_mcp import __version__
 from bfl_mcp.contract import (
     DEFAULT_CAPTIONER,
-    DEFAULT_LEARNING_RATE,
     DEFAULT_MODEL,
     FINETUNE_NOT_FOUND,
     INVALID_KEY,
@@ -38,30 +37,23 @@ from bfl_mcp.contract import (
     TRAINER_HEADER,
     DeleteFinetuneInputs,
     DeleteFinetuneResponse,
+    Engine,
     FinetuneDetailResponse,
     FinetuneInputs,
     HTTPValidationError,
     MyFinetunesResponse,
     ResultResponse,
+    TrainerNeed,
+    TrainerNeedInputs,
 )
-from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress
-from bfl_mcp.trainer.uploads import BadArchiveError, unpack
-from bfl_mcp.trainer.worker import Worker
+from bfl_mcp.trainer.bodies import MAX_JSON_BYTES, parse, receive
+from bfl_mcp.trainer.hardware import Hardware
+from bfl_mcp.trainer.provider import Choices, Provider
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_BYTES: Final = 1 << 20
-# What JSON unfolds to in memory is bounded by parsing no more of it than this: some of it takes twenty times its size.
-_MAX_JSON_BYTES: Final = 1 << 20
-# Four characters of base64 are three bytes. Decoding holds the interpreter's lock, so it is done in pieces.
-_DECODED_AT_A_TIME: Final = 4 << 18
-# What an archive may unfold to, in sizes of the largest upload: images are compressed already.
-_UNFOLDING: Final = 4
-_NOT_ALONE: Final = (
-    f"Value error, file_data is not base64, or the request holds more than {_MAX_JSON_BYTES >> 20} MB beside it"
-)
-_Model = TypeVar("_Model", bound=BaseModel)
-_STATUS: Final = {"queued": "Pending", "training": "Pending", "ready": "Ready", "failed": "Error"}
+# Where nobody asks, somebody must still see that a worker vanished.
+_SECONDS_BETWEEN_LOOKS: Final = 10
 
 
 def create_app(  # noqa: PLR0913 - each is a decision of the person
@@ -70,27 +62,60 @@ def create_app(  # noqa: PLR0913 - each is a decision of the person
     api_key: SecretStr | None,
     max_upload_mb: float,
     practice_seconds: float,
-    engine: str = "practice",
+    engine: Literal["auto", Engine] = "practice",
     model: str = DEFAULT_MODEL,
     captioner: str = DEFAULT_CAPTIONER,
     max_px: int | None = None,
-    tells_paths: bool = False,  # noqa: ARG001 - for the engine that writes files
+    gpus: int | None = None,
+    tells_paths: bool = False,
+    hardware: Hardware | None = None,
 ) -> FastAPI:
     """Make the trainer's app over a data folder. Without a key everybody is let in: for use inside this process.
 
-    Work that an earlier process left unfinished goes on.
+    Work that an earlier process left unfinished goes on. `gpus` is how many trainings run at once, one unless given;
+    `hardware` is what they run on, looked at when first needed unless given.
     """
-    engine = "practice" if engine == "auto" else engine
-    options = {"practice_seconds": practice_seconds, "model": model, "captioner": captioner, "max_px": max_px}
-    trainer = _Trainer(data, max_upload_mb, engine, options)
-    app = FastAPI(title="bfl-mcp trainer", version=__version__, docs_url=None, redoc_url=None)
+    choices = Choices(engine, practice_seconds, model, captioner, max_px, gpus or 1, tells_paths)
+    provider = Provider(data, max_upload_mb, choices, hardware)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_look_again_and_again, provider)
+            yield
+            tasks.cancel_scope.cancel()
+
+    app = FastAPI(title="bfl-mcp trainer", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(OSError, partial(_answer_no_storage, data))
     app.add_middleware(_Signature)
-    app.include_router(_routes(trainer, _key_check(api_key)))
+    app.include_router(_routes(provider, _key_check(api_key)))
+    app.include_router(_our_routes(provider, _key_check(api_key)))
+
+    @app.get("/healthz", tags=["Not BFL's"])
+    def healthz() -> Health:
+        return Health(engine=provider.engine, version=__version__)
+
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
-    trainer.wake_worker()
+    provider.wake_workers()
     return app
+
+
+class Health(BaseModel):
+    """What anybody may know: that it is there, what it trains with, and its version."""
+
+    status: Literal["ok"] = "ok"
+    engine: Engine
+    version: str
+
+
+async def _look_again_and_again(provider: Provider) -> None:
+    while True:
+        await anyio.sleep(_SECONDS_BETWEEN_LOOKS)
+        try:
+            await anyio.to_thread.run_sync(provider.wake_workers)
+        except OSError:
+            logger.exception("the data folder cannot be looked at")
 
 
 class _Signature:
@@ -108,125 +133,55 @@ class _Signature:
         await self._app(scope, receive, sign)
 
 
-class _Trainer:
-    """The jobs of one data folder, in the words of the API."""
-
-    def __init__(self, data: Path, max_upload_mb: float, engine: str, options: Mapping[str, Any]) -> None:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.jobs = Jobs(data)
-        self.max_upload_bytes = int(max_upload_mb * 1_000_000)
-        self._engine = engine
-        self._options = options
-        self._worker = Worker(data)
-        # An upload needs up to three times its size in memory while it is read; mostly less than two.
-        self._reading = threading.Lock()
-
-    def wake_worker(self) -> None:
-        if self.jobs.unfinished():
-            self._wake()
-
-    def create(self, upload: BinaryIO) -> dict[str, Any]:
-        with self._reading:
-            inputs, archive = _read_inputs(upload)
-            parameters = inputs.model_dump(mode="json", exclude={"file_data", "webhook_url", "webhook_secret"})
-            notes = ("this trainer sends no notifications: webhook_url is ignored",) if inputs.webhook_url else ()
-
-            def fill(dataset: Path) -> None:
-                try:
-                    unpack(archive, dataset, _UNFOLDING * self.max_upload_bytes)
-                except BadArchiveError as error:
-                    raise _invalid("value_error", "file_data", f"Value error, {error}") from None
-
-            job = self.jobs.create(parameters, self._engine, self._options, fill, notes)
-        self._wake()
-        return {"finetune_id": job.finetune_id, "engine": job.engine}
-
-    def details(self, finetune_id: str) -> dict[str, Any]:
-        job, progress = self._look_at(finetune_id)
-        rate = job.parameters["learning_rate"] or DEFAULT_LEARNING_RATE[job.parameters["finetune_type"]]
-        details: dict[str, Any] = {
-            **job.parameters,
-            "learning_rate": rate,
-            "timestamp": job.created,
-            "engine": job.engine,
-            "state": progress.state,
-        }
-        if progress.state == "queued":
-            details["queue_position"] = sum(other.order < job.order for other in self.jobs.unfinished()) + 1
-        if progress.seconds_left is not None:
-            details["seconds_left"] = round(progress.seconds_left, 1)
-        return details
-
-    def result(self, finetune_id: str) -> ResultResponse:
-        job, progress = self._look_at(finetune_id)
-        return ResultResponse(
-            id=finetune_id,
-            status=_STATUS[progress.state],
-            progress=progress.step / (job.parameters.get("iterations") or 1),
-            details={"error": progress.error} if progress.error else None,
-        )
-
-    def _look_at(self, finetune_id: str) -> tuple[Job, Progress]:
-        job = self.jobs.find(finetune_id)
-        try:
-            if job is None:
-                raise JobGoneError(finetune_id)
-            progress = job.read_progress()
-        except JobGoneError:
-            raise HTTPException(404, FINETUNE_NOT_FOUND) from None
-        if progress.state in UNFINISHED:
-            # Whoever sees that nobody works on it sets somebody to work.
-            self._wake()
-        return job, progress
-
-    def _wake(self) -> None:
-        try:
-            self._worker.wake()
-        except OSError:
-            # The finetune is safe on disk, and the next look tries again.
-            logger.exception("no worker could be started for %s", self.jobs.data)
+_INVALID: Final[dict[int | str, dict[str, Any]]] = {
+    422: {"model": HTTPValidationError, "description": "Validation Error"}
+}
+_FILE: Final[dict[int | str, dict[str, Any]]] = {
+    **_INVALID,
+    200: {
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "The file",
+    },
+}
 
 
-def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
-    invalid: dict[int | str, dict[str, Any]] = {422: {"model": HTTPValidationError, "description": "Validation Error"}}
+def _routes(provider: Provider, check_key: Callable[..., None]) -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)])
 
     async def upload(request: Request) -> AsyncIterator[BinaryIO]:
         with tempfile.TemporaryFile(prefix="bfl-mcp-upload-") as file:
-            await _receive(
-                request, file, trainer.max_upload_bytes, " (BFL_TRAINER_MAX_UPLOAD_MB), a quarter of it base64"
+            await receive(
+                request, file, provider.max_upload_bytes, " (BFL_TRAINER_MAX_UPLOAD_MB), a quarter of it base64"
             )
             yield file
 
     async def deletion(request: Request) -> DeleteFinetuneInputs:
-        file = BytesIO()
-        await _receive(request, file, _MAX_JSON_BYTES)
-        return _parse(DeleteFinetuneInputs, file.getvalue())
+        return parse(DeleteFinetuneInputs, await _read_json(request))
 
-    @router.post("/finetune", responses=invalid, openapi_extra=_body(FinetuneInputs), tags=["Tasks"])
+    @router.post("/finetune", responses=_INVALID, openapi_extra=_body(FinetuneInputs), tags=["Tasks"])
     def finetune(file: Annotated[Any, Depends(upload)]) -> dict[str, Any]:
-        return trainer.create(file)
+        return provider.create(file)
 
-    @router.get("/finetune_details", responses=invalid, tags=["Utility"])
+    @router.get("/finetune_details", responses=_INVALID, tags=["Utility"])
     def finetune_details(finetune_id: str) -> FinetuneDetailResponse:
-        return FinetuneDetailResponse(finetune_details=trainer.details(finetune_id))
+        return FinetuneDetailResponse(finetune_details=provider.details(finetune_id))
 
-    @router.get("/get_result", responses=invalid, response_model=ResultResponse, tags=["Utility"])
+    @router.get("/get_result", responses=_INVALID, response_model=ResultResponse, tags=["Utility"])
     def get_result(id: str) -> Any:  # noqa: A002 - BFL's name for it
         try:
-            return trainer.result(id)
+            return provider.result(id)
         except HTTPException:
             gone = ResultResponse(id=id, status="Task not found")
             return JSONResponse(gone.model_dump(mode="json"), status_code=404)
 
     @router.get("/my_finetunes", tags=["Utility"])
     def my_finetunes() -> MyFinetunesResponse:
-        trainer.wake_worker()
-        return MyFinetunesResponse(finetunes=[job.finetune_id for job in trainer.jobs.all()])
+        provider.wake_workers()
+        return MyFinetunesResponse(finetunes=[job.finetune_id for job in provider.jobs.all()])
 
-    @router.post("/delete_finetune", responses=invalid, openapi_extra=_body(DeleteFinetuneInputs), tags=["Utility"])
+    @router.post("/delete_finetune", responses=_INVALID, openapi_extra=_body(DeleteFinetuneInputs), tags=["Utility"])
     def delete_finetune(inputs: Annotated[DeleteFinetuneInputs, Depends(deletion)]) -> DeleteFinetuneResponse:
-        if not trainer.jobs.delete(inputs.finetune_id):
+        if not provider.jobs.delete(inputs.finetune_id):
             raise HTTPException(404, FINETUNE_NOT_FOUND)
         return DeleteFinetuneResponse(
             status="success",
@@ -236,6 +191,32 @@ def _routes(trainer: _Trainer, check_key: Callable[..., None]) -> APIRouter:
         )
 
     return router
+
+
+def _our_routes(provider: Provider, check_key: Callable[..., None]) -> APIRouter:
+    """What BFL's API has no word for."""
+    router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)], tags=["Not BFL's"])
+
+    async def question(request: Request) -> TrainerNeedInputs:
+        return parse(TrainerNeedInputs, await _read_json(request))
+
+    @router.post("/finetune_need", responses=_INVALID, openapi_extra=_body(TrainerNeedInputs))
+    def finetune_need(inputs: Annotated[TrainerNeedInputs, Depends(question)]) -> TrainerNeed:
+        return provider.describe_need(inputs)
+
+    @router.get("/finetune_file", responses=_FILE, response_class=FileResponse)
+    def finetune_file(finetune_id: str, name: str) -> FileResponse:
+        path = provider.find_file(finetune_id, name)
+        # As bytes to keep, whatever they are: a browser must not show one as a page of this server.
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    return router
+
+
+async def _read_json(request: Request) -> bytes:
+    file = BytesIO()
+    await receive(request, file, MAX_JSON_BYTES)
+    return file.getvalue()
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
@@ -258,92 +239,6 @@ def _key_check(api_key: SecretStr | None) -> Callable[..., None]:
     return check_key
 
 
-async def _receive(request: Request, file: BinaryIO, max_bytes: int, note: str = "") -> None:
-    """Write the request's body to disk, so that waiting uploads need no memory."""
-    announced = request.headers.get("content-length", "0")
-    size = int(announced) if announced.isdecimal() else 0
-    block = bytearray()
-    if size <= max_bytes:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            block += part
-            if size > max_bytes:
-                break
-            if len(block) >= _BLOCK_BYTES:
-                await anyio.to_thread.run_sync(file.write, block)
-                block = bytearray()
-    if size > max_bytes:
-        raise HTTPException(
-            413,
-            f"The request has {size / 1e6:.1f} MB or more; this trainer takes at most {max_bytes / 1e6:g} MB{note}.",
-        )
-    await anyio.to_thread.run_sync(file.write, block)
-
-
-def _read_inputs(upload: BinaryIO) -> tuple[FinetuneInputs, BytesIO]:
-    """Read the parameters and the archive. In a long body `file_data` is not parsed, only found."""
-    upload.seek(0)
-    body = upload.read()
-    if len(body) <= _MAX_JSON_BYTES:
-        inputs = _parse(FinetuneInputs, body)
-        return inputs, _decode(inputs.file_data)
-    start, end = _find_longest_string(body)
-    mark = secrets.token_hex()
-    if len(body) - (end - start) > _MAX_JSON_BYTES:
-        raise _invalid("value_error", "file_data", _NOT_ALONE)
-    inputs = _parse(FinetuneInputs, body[:start] + mark.encode() + body[end:])
-    if inputs.file_data != mark:
-        raise _invalid("value_error", "file_data", _NOT_ALONE)
-    # Some encoders escape the slashes. One byte is found at once where two take a fifth of a second.
-    escaped = b"\\" in body
-    return inputs, _decode(body[start:end].replace(b"\\/", b"/") if escaped else memoryview(body)[start:end])
-
-
-def _find_longest_string(body: bytes) -> tuple[int, int]:
-    """Where the longest run between two quotation marks stands. Looks no further once the rest is too long anyway."""
-    longest, beside = (0, 0), 0
-    before = body.find(b'"')
-    while before >= 0 and beside <= _MAX_JSON_BYTES:
-        after = body.find(b'"', before + 1)
-        run = (before + 1, after if after >= 0 else len(body))
-        shorter, longest = sorted((longest, run), key=lambda span: span[1] - span[0])
-        beside += 1 + shorter[1] - shorter[0]
-        before = after
-    return longest
-
-
-def _parse(model: type[_Model], body: bytes) -> _Model:
-    try:
-        return model.model_validate_json(body)
-    except pydantic.ValidationError as error:
-        raise RequestValidationError(
-            [
-                {**fault, "loc": ("body", *fault["loc"])}
-                for fault in error.errors(include_url=False, include_input=False)
-            ]
-        ) from None
-
-
-def _decode(file_data: str | bytes | memoryview) -> BytesIO:
-    archive = BytesIO()
-    try:
-        for start in range(0, len(file_data), _DECODED_AT_A_TIME):
-            piece = file_data[start : start + _DECODED_AT_A_TIME]
-            decoded = binascii.a2b_base64(piece, strict_mode=True)
-            if len(decoded) * 4 != len(piece) * 3 and start + len(piece) < len(file_data):
-                raise ValueError("padding in the middle")
-            archive.write(decoded)
-    except ValueError:
-        raise _invalid("value_error", "file_data", "Value error, file_data is not base64") from None
-    archive.seek(0)
-    return archive
-
-
-def _invalid(kind: str, field: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": kind, "loc": ("body", field), "msg": message}])
-
-
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422, without `input`: BFL's repeats the whole upload."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
@@ -361,7 +256,7 @@ async def _answer_no_storage(data: Path, _: Request, error: Exception) -> JSONRe
 def _describe(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for model in (FinetuneInputs, DeleteFinetuneInputs):
+        for model in (FinetuneInputs, DeleteFinetuneInputs, TrainerNeedInputs):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             described["components"]["schemas"][model.__name__] = schema
         app.openapi_schema = described

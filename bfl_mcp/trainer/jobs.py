@@ -4,7 +4,11 @@
         request.json     what was asked for, the engine, when; never the upload, never a secret
         dataset/         001.jpg, 001.txt, …
         progress.json    state, step, time left; replaced as a whole
+        attempts.json    how often it was begun and came to no end
+        checkpoints/     the engine's: what it goes on from, the step as a number in each name
+        outcome.json     what has come of it: the engine's last word, with the names of its files
         log.txt          what the worker did
+    <data>/locks/<finetune_id>.lock    held by the worker that trains it
 
 A finetune is made under a hidden name and renamed last, and renamed away before it is deleted: whoever lists the folder
 sees whole finetunes only, and any number of processes may share it.
@@ -22,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Literal, get_args
 
+from filelock import FileLock
+
 State = Literal["queued", "training", "ready", "failed"]
 
 _STATES: Final = frozenset(get_args(State))
@@ -29,6 +35,8 @@ UNFINISHED: Final = frozenset({"queued", "training"})
 
 _REQUEST: Final = ("parameters", "engine", "options", "created")
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Hidden names and other endings are files that are still being written.
+_CHECKPOINT: Final = re.compile(r"\w*?-?(\d{1,9})(\.[a-z]+)?")
 _PRIVATE_FOLDER: Final = 0o700
 # An upload that takes longer than this to arrive has been given up by everyone.
 _ABANDONED_AFTER_SECONDS: Final = 24 * 3600
@@ -42,6 +50,19 @@ class Progress:
     step: int = 0
     seconds_left: float | None = None
     error: str | None = None
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How often a training was begun and came to no end of its own."""
+
+    running: bool = False
+    """Begun, and not yet ended by its worker: who finds it so and holds the lock follows one that vanished."""
+    errors: int = 0
+    vanished: int = 0
+    """Since the training first reached `checkpoint_step`."""
+    checkpoint_step: int = 0
 
 
 def open_private(path: Path, mode: str, encoding: str | None = None) -> IO[Any]:
@@ -95,10 +116,7 @@ class Job:
         Raises:
             JobGoneError: It was deleted.
         """
-        try:
-            _write_json(self.folder / "progress.json", asdict(progress))
-        except FileNotFoundError:
-            raise JobGoneError(self.finetune_id) from None
+        self._write("progress.json", asdict(progress))
 
     def log(self, line: str) -> None:
         """Add one line to `log.txt`, with the time.
@@ -109,6 +127,78 @@ class Job:
         try:
             with open_private(self.folder / "log.txt", "a", "utf-8") as file:
                 file.write(f"{_now()} {line}\n")
+        except FileNotFoundError:
+            raise JobGoneError(self.finetune_id) from None
+
+    def lock(self) -> FileLock:
+        """Make the lock that whoever trains it holds. It lies elsewhere: a folder with an open file may not move."""
+        folder = self.folder.parents[1] / "locks"
+        folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
+        return FileLock(folder / f"{self.finetune_id}.lock", mode=0o600)
+
+    def read_attempts(self) -> Attempts:
+        """Read how often it was begun. What cannot be read counts as never."""
+        told = _read_object(self.folder / "attempts.json")
+        known = {name: told[name] for name in Attempts.__slots__ if isinstance(told.get(name), int)}
+        return Attempts(**{**known, "running": bool(known.get("running"))})
+
+    def write_attempts(self, attempts: Attempts) -> None:
+        """Replace the count of attempts as a whole.
+
+        Raises:
+            JobGoneError: It was deleted.
+        """
+        self._write("attempts.json", asdict(attempts))
+
+    def read_checkpoint_step(self) -> int:
+        """The step of the newest checkpoint that lies there whole, 0 without any."""
+        try:
+            names = os.listdir(self.folder / "checkpoints")  # noqa: PTH208 - names are all it needs
+        except OSError:
+            return 0
+        return max((int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0)
+
+    def read_outcome(self) -> dict[str, Any]:
+        """What the engine wrote at its end; empty before, and where it cannot be read."""
+        return _read_object(self.folder / "outcome.json")
+
+    def write_outcome(self, outcome: Mapping[str, Any]) -> None:
+        """Say what has come of it.
+
+        Raises:
+            JobGoneError: It was deleted.
+        """
+        self._write("outcome.json", outcome)
+
+    def find_files(self) -> dict[str, Path]:
+        """The files the engine left, by the names its outcome lists: those that are there, and in this folder."""
+        listed = self.read_outcome().get("files")
+        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        return {name: path for name in names if (path := self._resolve(name)) is not None}
+
+    def _resolve(self, name: str) -> Path | None:
+        folder = self.folder.resolve()
+        try:
+            path = (folder / name).resolve()
+            return path if path.is_relative_to(folder) and path.is_file() else None
+        except (OSError, ValueError, RuntimeError):
+            return None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was deleted. An engine that goes on writing may have made the folder again, without a request."""
+        return not (self.folder / "request.json").exists()
+
+    def remove_remains(self) -> None:
+        """Remove what an engine wrote into the folder of a deleted finetune."""
+        if self.is_gone:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        try:
+            if self.is_gone:
+                raise FileNotFoundError
+            _write_json(self.folder / name, content)
         except FileNotFoundError:
             raise JobGoneError(self.finetune_id) from None
 
@@ -178,6 +268,12 @@ class Jobs:
         shutil.rmtree(going, ignore_errors=True)
         return True
 
+    def sweep_remains(self) -> None:
+        """Remove folders that an engine made again after its finetune had been deleted."""
+        for name in os.listdir(self._folder):  # noqa: PTH208 - as above
+            if _ID.fullmatch(name) and not (self._folder / name / "request.json").exists():
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+
     def _read(self, folder: Path) -> Job | None:
         try:
             request = json.loads((folder / "request.json").read_bytes())
@@ -205,6 +301,14 @@ def _is_unfinished(job: Job) -> bool:
         return job.read_progress().state in UNFINISHED
     except JobGoneError:
         return False
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _now() -> str:

@@ -126,7 +126,7 @@ def unzips(data: bytes, place: Path) -> bool:
 def trainer(data: Path) -> Iterator[Callable[[bytes], dict[str, bytes]]]:
     """Sends an archive to our trainer, over HTTP, and gives the dataset it made. No worker: its lock is taken."""
     data.mkdir()
-    with FileLock(data / "worker.lock"), serving(data) as server, server.client() as client:
+    with FileLock(data / "worker-0.lock"), serving(data) as server, server.client() as client:
 
         def train(archive: bytes) -> dict[str, bytes]:
             answer = client.post("/v1/finetune", json=start(archive))

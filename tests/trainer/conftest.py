@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def no_worker(data: Path) -> Iterator[None]:
     """The lock is taken, so whoever looks believes that a worker is at it: jobs stay queued."""
-    with FileLock(data / "worker.lock"):
+    with FileLock(data / "worker-0.lock"):
         yield
 
 

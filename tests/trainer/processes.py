@@ -39,7 +39,7 @@ def workers(data: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if command[-3:] == ["bfl_mcp.trainer.worker", "--data", str(data)]:
+            if "bfl_mcp.trainer.worker" in command and command[-1] == str(data):
                 found.append(process)
         except psutil.Error:
             continue

@@ -114,9 +114,11 @@ def test_answers_are_what_the_description_says_whatever_is_asked(
 
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     for operation, mode in itertools.product(operations, GenerationMode):
-        ask(operation, mode)
+        # Of what asks for nothing, not even a key, there is no wrong way.
+        if not (operation.path == "/healthz" and mode is GenerationMode.NEGATIVE):
+            ask(operation, mode)
 
-    assert len(operations) == 5
+    assert len(operations) == 8
     total = sum(counts.values(), Counter[int]())
     with capsys.disabled():
         sys.stdout.write(f"\n{total.total()} requests: {dict(sorted(total.items()))}\n")

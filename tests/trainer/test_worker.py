@@ -73,14 +73,14 @@ def test_the_queue_is_drained_in_order_to_its_end(data: Path) -> None:
     assert [state(job) for job in jobs] == ["failed", "failed", "ready", "ready", "ready"]
     ends = [log(job).splitlines()[-1].split()[0] for job in jobs]
     assert ends == sorted(ends)
-    assert foreign.read_progress().error == "LookupError: this trainer has no engine 'of tomorrow'; it has practice"
+    assert foreign.read_progress().error == "this trainer has no engine 'of tomorrow'; it has practice, flux2"
 
 
 @pytest.mark.parametrize("change", [{"engine": "of tomorrow"}, {"parameters": {"iterations": 0}}, {"parameters": {}}])
 async def test_a_failure_of_the_engine_is_an_error_with_its_reason(data: Path, change: dict[str, Any]) -> None:
     """`Error` with `details.error`, as BFL tells it; the app goes on answering about such a job."""
     async with app(data, 0.05) as api:
-        with FileLock(data / "worker.lock"):
+        with FileLock(data / "worker-0.lock"):
             job = await post(api)
         request = json.loads((job.folder / "request.json").read_bytes())
         parameters = {**request["parameters"], **change.get("parameters", {"iterations": 100})}
@@ -114,13 +114,16 @@ def test_practice_walks_through_the_steps_in_its_time_and_reports_twice_a_second
 
     took = time.monotonic() - began
     training = [progress for progress in seen.values() if progress.state == "training"]
+    starting, *training = training
     steps = [progress.step for progress in training]
+    assert starting == Progress("training", doing="starting")
     assert 1.6 < took < 5
     assert 3 <= len(training) <= took * 2 + 1
     assert steps == sorted(set(steps))
+    assert {progress.doing for progress in training} == {"practising"}
     assert all(progress.seconds_left == pytest.approx((500 - progress.step) * 1.7 / 500) for progress in training)
     assert job.read_progress() == Progress("ready", 500)
-    assert names(job.folder) == ["dataset", "log.txt", "progress.json", "request.json"]
+    assert names(job.folder) == ["attempts.json", "dataset", "log.txt", "progress.json", "request.json"]
 
 
 def test_a_second_worker_leaves_at_once(data: Path) -> None:
@@ -128,7 +131,7 @@ def test_a_second_worker_leaves_at_once(data: Path) -> None:
     job = put(data, seconds=0.05)
     began = time.monotonic()
 
-    with FileLock(data / "worker.lock"):
+    with FileLock(data / "worker-0.lock"):
         drain(data)
 
     assert time.monotonic() - began < 5
@@ -149,7 +152,7 @@ def test_a_job_put_down_after_the_last_look_under_the_lock_is_trained(data: Path
     wait_until(lambda: state(first) == "ready")
     (data / "aside").rename(late.folder)
     try:
-        FileLock(data / "worker.lock").acquire(timeout=0).lock.release()
+        FileLock(data / "worker-0.lock").acquire(timeout=0).lock.release()
     except Timeout:
         worker.join(10)
     else:
@@ -271,13 +274,15 @@ async def test_every_answer_about_a_practice_finetune_says_practice(data: Path) 
 
 def test_a_relative_data_folder_means_the_same_to_the_worker(data: Path) -> None:
     """The worker runs inside the data folder, where a relative path would name another one."""
-    program = "import sys, pathlib; from bfl_mcp.trainer.worker import Worker; Worker(pathlib.Path(sys.argv[1])).wake()"
+    program = (
+        "import sys, pathlib; from bfl_mcp.trainer.worker import Workers; Workers(pathlib.Path(sys.argv[1])).wake()"
+    )
     job = put(data)
 
     subprocess.run([sys.executable, "-W", "ignore", "-c", program, "data"], cwd=data.parent, check=True, timeout=30)
 
     wait_until(lambda: state(job) == "ready")
-    assert names(data) == ["finetunes", "worker.lock", "worker.log"]
+    assert names(data) == ["finetunes", "locks", "worker-0.lock", "worker.log"]
 
 
 # --- nothing lost, nothing twice --------------------------------------------------------------------------------------
@@ -304,7 +309,7 @@ async def test_a_job_put_down_after_a_worker_s_last_look_is_trained(data: Path) 
         first = await post(api)
         wait_until(lambda: bool(workers(data)))
         [worker] = workers(data)
-        lock = FileLock(data / "worker.lock")
+        lock = FileLock(data / "worker-0.lock")
         wait_until(lambda: state(first) == "ready")
         # A worker that is quicker still is gone by now, which is as good a moment.
         with lock.acquire(timeout=10), suppress(psutil.NoSuchProcess):
