@@ -42,6 +42,7 @@ class Progress:
     step: int = 0
     seconds_left: float | None = None
     error: str | None = None
+    doing: str = ""
 
 
 def open_private(path: Path, mode: str, encoding: str | None = None) -> IO[Any]:
@@ -109,6 +110,26 @@ class Job:
         try:
             with open_private(self.folder / "log.txt", "a", "utf-8") as file:
                 file.write(f"{_now()} {line}\n")
+        except FileNotFoundError:
+            raise JobGoneError(self.finetune_id) from None
+
+
+    def read_outcome(self) -> dict[str, Any] | None:
+        """What the engine wrote at its end, None before."""
+        try:
+            outcome = json.loads((self.folder / "outcome.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return outcome if isinstance(outcome, dict) else None
+
+    def write_outcome(self, outcome: Mapping[str, Any]) -> None:
+        """Say what has come of it.
+
+        Raises:
+            JobGoneError: It was deleted.
+        """
+        try:
+            _write_json(self.folder / "outcome.json", outcome)
         except FileNotFoundError:
             raise JobGoneError(self.finetune_id) from None
 

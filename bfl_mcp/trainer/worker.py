@@ -10,13 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from filelock import FileLock, Timeout
 
-from bfl_mcp.trainer.engines import ENGINES
+from bfl_mcp.trainer.engines import ENGINES, Report
 from bfl_mcp.trainer.jobs import Job, JobGoneError, Jobs, Progress, open_private
 
 _SECONDS_BETWEEN_REPORTS: Final = 0.5
@@ -102,16 +101,16 @@ def _train(job: Job) -> None:
         return
 
 
-def _reporter(job: Job) -> Callable[[int, float | None], None]:
+def _reporter(job: Job) -> Report:
     """Write progress at most every `_SECONDS_BETWEEN_REPORTS`, each write being a synced file."""
     reported = -_SECONDS_BETWEEN_REPORTS
 
-    def report(step: int, seconds_left: float | None) -> None:
+    def report(step: int, seconds_left: float | None, doing: str) -> None:
         nonlocal reported
         now = time.monotonic()
         if now - reported >= _SECONDS_BETWEEN_REPORTS:
             reported = now
-            job.write_progress(Progress("training", step, seconds_left))
+            job.write_progress(Progress("training", step, seconds_left, doing=doing))
 
     return report
 
