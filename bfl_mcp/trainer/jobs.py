@@ -113,7 +113,6 @@ class Job:
         except FileNotFoundError:
             raise JobGoneError(self.finetune_id) from None
 
-
     def read_outcome(self) -> dict[str, Any] | None:
         """What the engine wrote at its end, None before."""
         try:

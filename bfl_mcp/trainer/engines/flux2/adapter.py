@@ -14,7 +14,8 @@ TARGETS: Final = re.compile(
     r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
 )
 _BETAS: Final = (0.9, 0.999)
-_WEIGHT_DECAY: Final = 1e-4
+# A fraction, because the house keeps that number as it is commonly written for the API's learning rate alone.
+_WEIGHT_DECAY: Final = 1 / 10_000
 _MAX_GRADIENT_NORM: Final = 1.0
 
 
@@ -46,7 +47,7 @@ class LoraWeights:
 
     def learn(self, loss: torch.Tensor) -> None:
         """Take one step against the loss."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._take_gradients()
         torch.nn.utils.clip_grad_norm_(self._kept.values(), _MAX_GRADIENT_NORM)
         self._optimizer.step()

@@ -17,38 +17,46 @@ _NAME: Final = re.compile(r"step-(\d{6})\.pt")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A training after `step` steps. It belongs to one recipe over one dataset, and resumes no other."""
+    """A training after as many steps as it has losses."""
 
-    step: int
     losses: list[float]
     state: dict[str, Any]
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, belongs_to: str) -> None:
-    """Write it, and only then remove the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "belongs_to": belongs_to,
-        "step": checkpoint.step,
-        "losses": checkpoint.losses,
-        "state": checkpoint.state,
-    }
-    path = folder / f"step-{checkpoint.step:06}.pt"
-    write_whole(path, lambda part: torch.save(content, part))
-    for older in folder.glob("step-*.pt"):
-        if older != path:
-            older.unlink(missing_ok=True)
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The newest checkpoint of one training. It belongs to one recipe over one dataset, and resumes no other."""
+
+    folder: Path
+    belongs_to: str
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write it, and only then remove the one before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"belongs_to": self.belongs_to, "losses": checkpoint.losses, "state": checkpoint.state}
+        path = self.folder / f"step-{len(checkpoint.losses):06}.pt"
+        write_whole(path, lambda part: torch.save(content, part))
+        for step, older in _list(self.folder):
+            if step < len(checkpoint.losses):
+                older.unlink(missing_ok=True)
+
+    def read(self) -> Checkpoint | None:
+        """Read the newest that can be read and belongs to this training. Tensors stay on disk until they are copied."""
+        for _, path in reversed(_list(self.folder)):
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (OSError, RuntimeError, ValueError, EOFError):
+                continue
+            if content["belongs_to"] == self.belongs_to:
+                return Checkpoint(content["losses"], content["state"])
+        return None
 
 
-def read_checkpoint(folder: Path, belongs_to: str) -> Checkpoint | None:
-    """Read the newest that can be read and belongs to this training. Tensors stay on disk until they are copied."""
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        if not _NAME.fullmatch(path.name):
-            continue
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError, EOFError):
-            continue
-        if content["belongs_to"] == belongs_to:
-            return Checkpoint(content["step"], content["losses"], content["state"])
-    return None
+def find_newest_step(folder: Path) -> int:
+    """How many steps the newest checkpoint in a folder has behind it, 0 without one."""
+    return max((step for step, _ in _list(folder)), default=0)
+
+
+def _list(folder: Path) -> list[tuple[int, Path]]:
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt")]
+    return sorted((int(match[1]), path) for match, path in found if match)

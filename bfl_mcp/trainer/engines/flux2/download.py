@@ -10,7 +10,14 @@ from bfl_mcp.errors import quoted
 from bfl_mcp.trainer.engines import TrainingError
 
 # The repositories also hold all weights again in one file at the top, for other programs: twice the download.
-_BASE_MODEL_FILES: Final = ("model_index.json", "scheduler/*", "text_encoder/*", "tokenizer/*", "transformer/*", "vae/*")
+_BASE_MODEL_FILES: Final = (
+    "model_index.json",
+    "scheduler/*",
+    "text_encoder/*",
+    "tokenizer/*",
+    "transformer/*",
+    "vae/*",
+)
 _CAPTIONER_FILES: Final = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
 _PIPELINE: Final = "Flux2KleinPipeline"
 

@@ -1,5 +1,6 @@
 """A LoRA out of weights that were trained in full: the largest part of each change that the rank can hold."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,11 +24,15 @@ class Extraction:
     kept_energy: float
 
 
-def extract_lora(trained: FullWeights, base: BaseWeights, rank: int, dtype: torch.dtype) -> Extraction:
+def extract_lora(
+    trained: FullWeights, base: BaseWeights, rank: int, dtype: torch.dtype, tell: Callable[[int, int], None]
+) -> Extraction:
     """Part each weight's change into a pair of matrices of at most `rank`."""
     layers: dict[str, torch.Tensor] = {}
     kept = total = 0.0
-    for name in trained.names():
+    names = trained.names()
+    for done, name in enumerate(names):
+        tell(done, len(names))
         weight = trained.read_weight(name)
         change = weight.float() - base[name].to(weight.device, torch.float32)
         energy = change.double().square().sum().item()

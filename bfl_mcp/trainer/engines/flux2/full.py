@@ -36,7 +36,7 @@ class FullWeights:
     def learn(self, loss: torch.Tensor) -> None:
         """Take one step against the loss; the weights have changed when it returns."""
         self._step += 1
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def state(self) -> dict[str, Any]:
         return {"step": self._step, "weights": self._weights, "rest": self._rest, "squares": self._squares}
@@ -68,7 +68,7 @@ class FullWeights:
         )
         if weight.dtype == torch.bfloat16:
             self._rest[name] = torch.zeros_like(weight, dtype=torch.int16)
-        weight.register_post_accumulate_grad_hook(partial(self._update, name))  # type: ignore[no-untyped-call]
+        weight.register_post_accumulate_grad_hook(partial(self._update, name))
 
     @torch.no_grad()
     def _update(self, name: str, weight: torch.Tensor) -> None:
