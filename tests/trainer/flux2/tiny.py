@@ -27,6 +27,8 @@ _SPECIAL: Final = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# With weights as small as those that training starts from, every picture and every question had the same answer.
+_LOUD: Final = 0.5
 
 
 def build_tokenizer(max_tokens: int = 128) -> Any:
@@ -121,7 +123,7 @@ def build_klein(folder: Path, *, seed: int = 0, width: int = 128) -> Path:
     return folder
 
 
-def build_captioner(folder: Path, *, seed: int = 0) -> Path:
+def build_captioner(folder: Path, *, seed: int = 1) -> Path:
     """Save a Qwen3-VL of random weights under `folder`."""
     import torch
     from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -139,6 +141,7 @@ def build_captioner(folder: Path, *, seed: int = 0) -> Path:
             "head_dim": 16,
             "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
             "max_position_embeddings": 4096,
+            "initializer_range": _LOUD,
         },
         vision_config={
             "depth": 2,
@@ -151,16 +154,21 @@ def build_captioner(folder: Path, *, seed: int = 0) -> Path:
             "out_hidden_size": 32,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0],
+            "initializer_range": _LOUD,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
+    # It says nothing, in letters.
+    model.generation_config.suppress_tokens = [
+        index for token, index in tokenizer.get_vocab().items() if not (token.isascii() and token.isalpha())
+    ]
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.save_pretrained(folder)

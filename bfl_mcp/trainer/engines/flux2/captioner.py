@@ -56,7 +56,7 @@ def write_captions(
     processor, model = _open(find_captioner(), hardware)
     done = len(pictures) - len(missing)
     tell(done, len(pictures))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for picture in missing:
         write_text(folder / f"{picture.stem}.txt", _describe(processor, model, picture, PROMPTS[mode] + _ENDING))
         done += 1

@@ -32,7 +32,7 @@ class Checkpoints:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Write it, and only then remove the one before."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         content = {"belongs_to": self.belongs_to, "losses": checkpoint.losses, "state": checkpoint.state}
         path = self.folder / f"step-{len(checkpoint.losses):06}.pt"
         write_whole(path, lambda part: torch.save(content, part))

@@ -21,7 +21,7 @@ def cache_latents(
         return
     done = len(placed) - len(missing)
     tell(done, len(placed))
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(exist_ok=True)
     vae = open_vae(model, hardware)
     for each in missing:
         write_tensor(_path(cache, each), encode_pixels(vae, read_pixels(each, hardware)))

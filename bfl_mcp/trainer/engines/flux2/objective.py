@@ -57,8 +57,8 @@ def flow_loss(transformer: Any, batch: Batch, scheduler: Any, draws: torch.Gener
         timestep=mixture.timesteps,
         guidance=None,
         encoder_hidden_states=batch.texts,
-        txt_ids=_text_ids(batch.texts.shape[1], batch.texts.device),
-        img_ids=_picture_ids(rows, columns, batch.latents.device),
+        txt_ids=text_ids(batch.texts.shape[1], batch.texts.device),
+        img_ids=picture_ids(rows, columns, batch.latents.device),
         return_dict=False,
     )[0]
     return torch.nn.functional.mse_loss(answer.float(), pack(mixture.target).float())
@@ -70,14 +70,14 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _text_ids(tokens: int, device: torch.device) -> torch.Tensor:
+def text_ids(tokens: int, device: torch.device) -> torch.Tensor:
     ids = torch.zeros(tokens, 4, dtype=torch.int64)
     ids[:, 3] = torch.arange(tokens)
     return ids.to(device)
 
 
 @cache
-def _picture_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+def picture_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     ids = torch.zeros(rows, columns, 4, dtype=torch.int64)
     ids[..., 1] = torch.arange(rows)[:, None]
     ids[..., 2] = torch.arange(columns)

@@ -30,7 +30,7 @@ from bfl_mcp.trainer.engines.flux2.store import remove_parts, write_text
 from bfl_mcp.trainer.engines.flux2.telling import Telling
 from bfl_mcp.trainer.engines.flux2.texts import cache_embeddings
 from bfl_mcp.trainer.engines.flux2.training import train
-from bfl_mcp.trainer.jobs import Job
+from bfl_mcp.trainer.jobs import Job, JobGoneError
 from bfl_mcp.trainer.needs import choose_plan, list_plans, read_shape
 
 _PROMPTS: Final = 2
@@ -46,8 +46,14 @@ def flux2(job: Job, report: Report) -> None:
     """
     if job.read_outcome() is None:
         _quieten()
-        with explained_shortage(_remedy(job.parameters)):
-            _Finetune(job, report).run()
+        try:
+            with explained_shortage(_remedy(job.parameters)):
+                _Finetune(job, report).run()
+        except OSError:
+            # Whoever deletes a finetune takes the files away that it is being trained from.
+            if not job.folder.exists():
+                raise JobGoneError(job.finetune_id) from None
+            raise
     shutil.rmtree(job.folder / "cache", ignore_errors=True)
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
 
@@ -85,6 +91,8 @@ class _Finetune:
         self._cache = Cache(latents=self._folder / "cache" / "latents", texts=self._folder / "cache" / "texts")
         self._hardware = find_hardware()
         remove_parts(self._folder)
+        # Never with its parents: a folder that was deleted must not come back.
+        (self._folder / "cache").mkdir(exist_ok=True)
         self._telling = Telling(job, report, find_newest_step(self._folder / "checkpoints"))
         self._telling.begin(f"beginning on {self._hardware.name}")
 
@@ -112,7 +120,7 @@ class _Finetune:
         write_card(
             self._folder / "README.md", Facts(recipe, origin, captions, samples, trained.losses, trained.kept_energy)
         )
-        pictures = sorted(f"samples/{sample.name}.png" for sample in samples)
+        pictures = [f"samples/{sample.name}.png" for sample in sorted(samples, key=lambda sample: sample.number)]
         self._job.write_outcome(_outcome(model, recipe, captions, trained, pictures))
 
     def _place(self, recipe: Recipe) -> list[Placed]:

@@ -75,7 +75,7 @@ class Studio:
 
     def make(self, samples: Sequence[Sample], tell: Callable[[int, int], None]) -> None:
         """Make each sample that is not there yet. `tell` takes the sampling steps done and those of all samples."""
-        self.latents.mkdir(parents=True, exist_ok=True)
+        self.latents.mkdir(exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         missing = [sample for sample in samples if not self._picture(sample).exists()]
         to_draw = [sample for sample in missing if not self._drawn(sample).exists()]

@@ -54,8 +54,10 @@ class Telling:
         def tell(done: int, total: int) -> None:
             nonlocal began
             now = time.monotonic()
-            began = began or (now, done)
-            self.say(f"sampling, step {done} of {total}", _estimate(began, now, done, total))
+            if began is None:
+                began = now, done
+                self.log("sampling the same prompts before and after")
+            self.say(f"sampling before and after, step {done} of {total}", _estimate(began, now, done, total))
 
         return tell
 

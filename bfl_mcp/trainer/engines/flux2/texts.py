@@ -22,7 +22,7 @@ def cache_embeddings(
         return
     done = len(wanted) - len(missing)
     tell(done, len(wanted))
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(exist_ok=True)
     tokenizer, encoder = open_tokenizer(model), open_text_encoder(model, hardware)
     for text in missing:
         write_tensor(_path(cache, text), embed_text(tokenizer, encoder, text))
