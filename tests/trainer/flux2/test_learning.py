@@ -134,7 +134,7 @@ def test_bfloat16_learns_and_resumes_like_float32(kind: str, lora: Done, models:
     resumed, lean = go(tmp_path / "stopped"), go(tmp_path / "lean", lean=True)
 
     before = fixed_loss(open_transformer(models.klein, COARSE_CPU), examples, scheduler)
-    assert fixed_loss(at_once, examples, scheduler) < before - 0.02
+    assert fixed_loss(at_once, examples, scheduler) < before - 0.005
     # Working blocks out again to save memory changes no number either.
     for other in (resumed, lean):
         weights = dict(other.named_parameters())

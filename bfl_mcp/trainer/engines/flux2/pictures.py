@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from bfl_mcp.dataset.images import SUFFIXES, open_upright, read_upright_size
 from bfl_mcp.errors import DatasetError, quote_name
 from bfl_mcp.trainer.engines import TrainingError
-from bfl_mcp.trainer.engines.flux2.recipe import Recipe
+from bfl_mcp.trainer.engines.flux2.recipe import GRID_PX, Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Wider or taller pictures are cropped to it: a bucket of one patch's height teaches nothing.
 _MOST_ELONGATED: Final = 3.0
 _WHOLE_PX: Final = 1 << 16
+# What was brought to a megapixel has a little less: sides are whole numbers.
+_LARGE_ENOUGH: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,7 +47,7 @@ def list_pictures(dataset: Path) -> list[Path]:
 
 
 def place_pictures(pictures: Sequence[Path], recipe: Recipe) -> list[Placed]:
-    """Choose a bucket for each picture. With `high_res_only` the ones that do not fill theirs stay out.
+    """Choose a bucket for each picture. With `high_res_only` small ones stay out, and none is scaled up.
 
     Raises:
         TrainingError: No picture is left, or one cannot be read.
@@ -54,9 +56,10 @@ def place_pictures(pictures: Sequence[Path], recipe: Recipe) -> list[Placed]:
     placed = []
     for picture in pictures:
         width, height = _read_size(picture)
-        bucket = choose_bucket(width, height, buckets)
-        if recipe.priority != "high_res_only" or is_filled(width, height, bucket):
-            placed.append(Placed(picture, bucket))
+        if recipe.priority != "high_res_only":
+            placed.append(Placed(picture, choose_bucket(width, height, buckets)))
+        elif width * height >= _LARGE_ENOUGH * recipe.bucket_pixels:
+            placed.append(Placed(picture, shrink(width, height, recipe.bucket_pixels)))
     if not placed:
         raise TrainingError(
             f"priority='high_res_only' leaves none of the {len(pictures)} images: each has less than "
@@ -89,9 +92,13 @@ def choose_bucket(width_px: int, height_px: int, buckets: Sequence[Bucket]) -> B
     )
 
 
-def is_filled(width_px: int, height_px: int, bucket: Bucket) -> bool:
-    """Whether the picture covers the bucket without being scaled up."""
-    return width_px >= bucket.width_px and height_px >= bucket.height_px
+def shrink(width_px: int, height_px: int, pixels: int) -> Bucket:
+    """The largest size on the grid that a picture gives without being scaled up."""
+    longest = _MOST_ELONGATED * min(width_px, height_px)
+    width, height = min(width_px, longest), min(height_px, longest)
+    scale = min(1.0, math.sqrt(pixels / (width * height)))
+    sides = (max(GRID_PX, int(side * scale) // GRID_PX * GRID_PX) for side in (width, height))
+    return Bucket(*sides)
 
 
 def open_picture(picture: Path, longer_side_px: int = _WHOLE_PX) -> "Image.Image":
