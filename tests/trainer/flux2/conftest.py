@@ -12,9 +12,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.trainer.flux2.work import FULL, Done, Models, put, train
 
-# Seconds of training each at best, many times that on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:

@@ -95,7 +95,7 @@ def test_no_stage_leaves_its_model_in_memory(models: Models, tmp_path: Path) -> 
     def look(_: int, doing: str) -> None:
         # By type(), because asking some of these objects what they are makes them warn.
         alive = {large[type(each)] for each in gc.get_objects() if type(each) in large}
-        seen.setdefault(doing.split(",")[0].split()[0], set()).update(alive)
+        seen.setdefault(doing.split(",", maxsplit=1)[0].split(maxsplit=1)[0], set()).update(alive)
 
     train(put(tmp_path, models, iterations=2, images=2, captions=("TOK one",)), look)
 

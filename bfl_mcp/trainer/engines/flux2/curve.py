@@ -61,7 +61,7 @@ def draw_curve(path: Path, losses: Sequence[float]) -> None:
     beside = draw.textlength("each step   ", font=text)
     draw.text((2 * _LEFT + beside, 96), f"mean of the last {window}", fill=_MEAN, font=text, anchor="la")
     draw.text((_LEFT + _RIGHT, 2 * _BOTTOM + 72), "step", fill=_TEXT, font=text, anchor="ma")
-    small = picture.resize(_SIZE, Image.Resampling.LANCZOS)
+    small = picture.reduce(2)
     write_whole(path, lambda part: small.save(part, "PNG"))
 
 
