@@ -103,25 +103,18 @@ def _download(name: str, files: tuple[str, ...], setting: str, tell: TellBytes) 
 
 def _bar(tell: TellBytes) -> type[Any]:
     """A progress bar that shows nothing, and tells the bytes on the disk. The hub makes one for each kind of count."""
-    from tqdm.auto import tqdm
+    from huggingface_hub.utils import tqdm
 
-    class Told(tqdm):  # type: ignore[misc, unused-ignore]
+    # Only to a kind of its own the hub tells what it counts.
+    class Told(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._counts = options.pop("name", None) == "huggingface_hub.snapshot_download"
-            super().__init__(*args, **{**options, "disable": False, "file": _Nowhere()})
+            self._counts_bytes = options.pop("name", None) == "huggingface_hub.snapshot_download"
+            self._done = 0
+            super().__init__(*args, **{**options, "disable": True})
 
-        def update(self, n: float | None = 1) -> Any:
-            moved = super().update(n)
-            if self._counts:
-                tell(int(self.n), int(self.total or 0))
-            return moved
+        def update(self, n: float | None = 1) -> None:
+            self._done += int(n or 0)
+            if self._counts_bytes:
+                tell(self._done, int(self.total or 0))
 
     return Told
-
-
-class _Nowhere:
-    """A stream for bars that nobody looks at."""
-
-    def write(self, _: str) -> None: ...
-
-    def flush(self) -> None: ...

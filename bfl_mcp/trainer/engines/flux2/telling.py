@@ -1,6 +1,7 @@
 """Progress in words: what is being done, how much of it is done, and how long it still takes."""
 
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,13 +27,17 @@ class Telling:
         self._job, self._report, self._step = job, report, step
         self._iterations: int = job.parameters["iterations"]
         self._ends: deque[float] = deque(maxlen=_STEPS_OF_PACE + 1)
+        # A download tells from several threads.
+        self._speaking = threading.Lock()
 
     def log(self, line: str) -> None:
-        self._job.log(line)
+        with self._speaking:
+            self._job.log(line)
 
     def say(self, doing: str, seconds_left: float | None = None) -> None:
         """Report that something is being done. Raises JobGoneError where the finetune was deleted."""
-        self._report(self._step, seconds_left, doing)
+        with self._speaking:
+            self._report(self._step, seconds_left, doing)
 
     def begin(self, doing: str) -> None:
         """Report and log something of which no parts can be counted."""
