@@ -308,7 +308,9 @@ def _facts(image: "Image.Image") -> dict[str, Any]:
 
 def _upright_size(image: "Image.Image") -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+    # Of a TIFF Pillow tells the size as it will be, once it is turned.
+    on_its_side = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
 
 
 def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:

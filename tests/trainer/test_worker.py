@@ -73,7 +73,8 @@ def test_the_queue_is_drained_in_order_to_its_end(data: Path) -> None:
     assert [state(job) for job in jobs] == ["failed", "failed", "ready", "ready", "ready"]
     ends = [log(job).splitlines()[-1].split()[0] for job in jobs]
     assert ends == sorted(ends)
-    assert foreign.read_progress().error == "LookupError: this trainer has no engine 'of tomorrow'; it has practice"
+    error = foreign.read_progress().error
+    assert error == "LookupError: this trainer has no engine 'of tomorrow'; it has practice, flux2"
 
 
 @pytest.mark.parametrize("change", [{"engine": "of tomorrow"}, {"parameters": {"iterations": 0}}, {"parameters": {}}])
