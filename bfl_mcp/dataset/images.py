@@ -188,6 +188,22 @@ def open_upright(file: BinaryIO, longer_side: int) -> "Image.Image":
         raise _damage(form, error) from None
 
 
+def read_upright_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of one picture as it is seen upright, without decoding more than they take.
+
+    Raises:
+        DatasetError: Its head does not decode.
+    """
+    form = _rewind_and_identify(file)
+    try:
+        with _open(file, form) as image:
+            return _upright_size(image)
+    except DatasetError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _damage(form, error) from None
+
+
 def check_image(file: BinaryIO) -> str:
     """Decode one picture of a finished dataset and return its suffix.
 
@@ -285,9 +301,7 @@ def _facts(image: "Image.Image", form: str) -> dict[str, Any]:
     profile = image.info.get("icc_profile")
     # A HEIC is turned by its decoder, and so is its size.
     turned = _orientation(image) != _UPRIGHT or image.info.get("original_orientation") in _TURNED
-    width, height = image.size
-    if _orientation(image) in _ON_ITS_SIDE:
-        width, height = height, width
+    width, height = _upright_size(image)
     return {
         "width": width,
         "height": height,
@@ -300,6 +314,13 @@ def _facts(image: "Image.Image", form: str) -> dict[str, Any]:
         "has_position": has_position(image),
         "has_profile": profile is not None and not is_srgb(profile),
     }
+
+
+def _upright_size(image: "Image.Image") -> tuple[int, int]:
+    width, height = image.size
+    # Of a TIFF Pillow tells the size as it will be, once it is turned.
+    on_its_side = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
 
 
 def _kept_ranges(file: BinaryIO, form: str, image: "Image.Image") -> Ranges | None:

@@ -24,7 +24,7 @@ from bfl_mcp.trainer.shapes import KLEIN_4B, KLEIN_9B, Shape, find_shape
 GIB: Final = 1 << 30
 MAX_TEXT_TOKENS: Final = 512
 FULL_PX: Final = 1_000_000
-"""Our own packing keeps pictures at no more than that, so a larger bucket would have every one of them scaled up."""
+"""A little below the 1024 × 1024 that our own packing keeps, so that no picture of it must be scaled up."""
 SPEED_PX: Final = 512 * 512
 
 # CUDA's context, the workspaces of its libraries, and what the allocator cannot use between blocks.

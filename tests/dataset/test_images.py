@@ -5,6 +5,7 @@ The requirements are those of `bfl_mcp.dataset.images`; the pixels are compared,
 
 import random
 import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from bfl_mcp.contract import MEGAPIXEL
+from bfl_mcp.dataset.images import open_upright, read_upright_size
+from bfl_mcp.errors import DatasetError
 from tests.dataset.made import (
     adobe_profile,
     adobe_to_srgb,
@@ -209,6 +212,25 @@ def test_an_mpo_is_its_first_picture_without_the_second(tmp_path: Path) -> None:
 
 
 # --- turned upright ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_the_size_is_told_as_the_picture_is_seen(tmp_path: Path, form: str, orientation: int) -> None:
+    """What opens a picture, and what only asks for its size, must agree on which side is up."""
+    with (tmp_path / "turned").open("w+b") as file:
+        _drawing(90, 60).save(file, form, exif=_telling_exif(orientation))
+        told = read_upright_size(file)
+        opened = open_upright(file, 90).size
+
+    assert told == opened == ((60, 90) if orientation >= 5 else (90, 60))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n, cut short"], ids=["empty", "text", "cut"])
+def test_what_has_no_size_says_so(content: bytes) -> None:
+    """A damaged file is a fault of the dataset, in half a sentence, not one of the decoder."""
+    with pytest.raises(DatasetError, match=r"^it is "):
+        read_upright_size(BytesIO(content))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
