@@ -135,6 +135,10 @@ def _join(
     return status.told(result)
 
 
+# What the summary of a finished training and the facts beside it say already.
+_TOLD_IN_WORDS: Final = frozenset({"captions_used", "files"})
+
+
 class _Reading:
     """What is known of one finetune, being put into words."""
 
@@ -202,6 +206,7 @@ class _Reading:
         if not self._is_model:
             return self._status(word, "ready", summary, self._how_to_use(), progress=1.0)
         trained = self.trained
+        self.details = {name: value for name, value in self.details.items() if name not in _TOLD_IN_WORDS}
         return self._status(
             word,
             "ready",
@@ -313,14 +318,20 @@ def _harmless(value: Any) -> Any:
     return value
 
 
+def _count(number: float, noun: str) -> str:
+    return f"{number:.0f} {noun}{'' if round(number) == 1 else 's'}"
+
+
 def _time_left(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 1:
         return "almost done"
     if seconds < 90:
-        return f"about {seconds:.0f} seconds left"
-    return f"about {seconds / 60:.0f} minutes left" if seconds < 5400 else f"about {seconds / 3600:.1f} hours left"
+        return f"about {_count(seconds, 'second')} left"
+    return (
+        f"about {_count(seconds / 60, 'minute')} left" if seconds < 5400 else f"about {seconds / 3600:.1f} hours left"
+    )
 
 
 def _progress_words(status: FinetuneStatus) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from bfl_mcp.trainer.shapes import read_shape
 
 _PROMPTS: Final = 2
 _CAPTIONS_TOLD: Final = 3
+# Single losses jump with the noise level that was drawn.
+_LOSSES_TOLD: Final = 20
 
 
 def flux2(job: Job, report: Report) -> None:
@@ -231,8 +234,8 @@ def _outcome(
     return {
         "base_model": model,
         "seed": recipe.seed,
-        "loss_first": trained.losses[0],
-        "loss_last": trained.losses[-1],
+        "loss_first": statistics.fmean(trained.losses[:_LOSSES_TOLD]),
+        "loss_last": statistics.fmean(trained.losses[-_LOSSES_TOLD:]),
         "kept_energy": trained.kept_energy,
         "captions": {
             "count": len(captions),
