@@ -28,6 +28,7 @@ from bfl_mcp.contract import (
     BFL_RETIRED_HOSTS,
     BFL_TRAINING_CLOSED_ON,
     FILE_PATH,
+    NEED_FAULT,
     TRAINER_HEADER,
     CreditsResponse,
     FinetuneCreated,
@@ -430,10 +431,9 @@ class BFLClient:
         return kind(f"{text} {consequence}".rstrip())
 
     def _words_for_invalid(self, answer: _Answer) -> str:
-        body = answer.json()
-        if self.is_our_trainer and isinstance(body, dict) and isinstance(body.get("detail"), str):
+        if self.is_our_trainer and (needs := _needs(answer.json())):
             # It takes more than is there: its words say what, and what to change.
-            return f"{self._host} cannot train this (422{_said(answer, _NEED_CHARACTERS)})."
+            return f"{self._host} cannot train this (422: it says {_marked(needs, _NEED_CHARACTERS)})."
         return f"{self._host} found the request invalid (422{_said(answer)})."
 
     def _unreachable(self, error: Exception) -> str:
@@ -588,8 +588,21 @@ def _kind(error: Exception) -> str:
 def _said(answer: _Answer, limit: int = _WORDS_CHARACTERS) -> str:
     """The API's own words, cleaned and marked as such: `: it says "…"`, or nothing."""
     words = _words(answer.json())
+    return f": it says {_marked(words, limit)}" if words else ""
+
+
+def _marked(words: str, limit: int) -> str:
     # Without its own quotation marks, or it could end ours and speak on in our name.
-    return f': it says "{quote_foreign(words.replace(_QUOTE, _APOSTROPHE), limit)}"' if words else ""
+    return f'"{quote_foreign(words.replace(_QUOTE, _APOSTROPHE), limit)}"'
+
+
+def _needs(body: Any) -> str:
+    """What our trainer lacks for a training, in its words; empty where that is not what it refuses."""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    faults = [fault for fault in detail if isinstance(fault, dict)] if isinstance(detail, list) else []
+    if not faults or any(fault.get("type") != NEED_FAULT for fault in faults):
+        return ""
+    return " ".join(str(fault.get("msg") or "") for fault in faults)
 
 
 def _words(body: Any) -> str:

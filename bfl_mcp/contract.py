@@ -185,6 +185,9 @@ Model, the Precision (FP8), the Trigger Phrase and the file. Documented 2026 in 
 
 # --- what our trainer adds; none of it is BFL's -----------------------------------------------------------------------
 
+NEED_FAULT: Final = "need"
+"""Type of the faults in a 422 of our trainer about what a training takes and what is not there."""
+
 TRAINER_HEADER: Final = "x-bfl-mcp-trainer"
 """Our trainer puts it on every answer, with its version."""
 

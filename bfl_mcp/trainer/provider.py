@@ -20,6 +20,7 @@ from bfl_mcp.contract import (
     FILE_PATH,
     FINETUNE_NOT_FOUND,
     MIN_IMAGES,
+    NEED_FAULT,
     Engine,
     ResultResponse,
     TrainerNeed,
@@ -162,7 +163,7 @@ class Provider:
     def _refuse_shortage(self, engine: Engine, parameters: TrainingParameters, images: int) -> None:
         if shortages := self._find_shortages(engine, parameters, images):
             raise RequestValidationError(
-                [{"type": "need", "loc": ("body", each.field), "msg": each.sentence} for each in shortages]
+                [{"type": NEED_FAULT, "loc": ("body", each.field), "msg": each.sentence} for each in shortages]
             )
 
     def _find_shortages(self, engine: Engine, parameters: TrainingParameters, images: int) -> tuple[Shortage, ...]:

@@ -515,7 +515,9 @@ async def test_a_start_that_does_not_fit_is_refused_in_the_trainers_words(bfl: F
     """Need, present and all remedies are shown whole, and nothing was started."""
     bfl.need = NEED
     need = "Full training takes 19.1 GiB of GPU memory, and 'GeForce' has 12.0 GiB. " * 4 + 'Set priority="speed".'
-    bfl.say_next("POST", "/v1/finetune", Answer(422, {"detail": need}))
+    bfl.say_next(
+        "POST", "/v1/finetune", Answer(422, {"detail": [{"type": "need", "loc": ["body", "priority"], "msg": need}]})
+    )
 
     with pytest.raises(APIError) as caught:
         await start(api)
