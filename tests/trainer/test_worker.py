@@ -113,10 +113,9 @@ def test_practice_walks_through_the_steps_in_its_time_and_reports_twice_a_second
         worker.join(0.002)
 
     took = time.monotonic() - began
-    training = [progress for progress in seen.values() if progress.state == "training"]
-    starting, *training = training
+    # That it is starting is over in a moment, and may pass unseen.
+    training = [progress for progress in seen.values() if progress.state == "training" and progress.doing != "starting"]
     steps = [progress.step for progress in training]
-    assert starting == Progress("training", doing="starting")
     assert 1.6 < took < 5
     assert 3 <= len(training) <= took * 2 + 1
     assert steps == sorted(set(steps))

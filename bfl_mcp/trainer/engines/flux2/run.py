@@ -1,5 +1,6 @@
 """One finetune from its pictures to its files, stage after stage, each going on from what an earlier run has left."""
 
+import errno
 import json
 import shutil
 import statistics
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bfl_mcp.contract import FinetuneType, Priority
-from bfl_mcp.trainer.engines import Report
+from bfl_mcp.trainer.engines import Report, TrainingError
 from bfl_mcp.trainer.engines.flux2.adapter import LoraWeights
 from bfl_mcp.trainer.engines.flux2.captioner import write_captions
 from bfl_mcp.trainer.engines.flux2.captions import Caption, keep_captions, read_captions, settle_captions
@@ -53,10 +54,15 @@ def flux2(job: Job, report: Report) -> None:
         try:
             with explained_shortage(_remedy(job.parameters)):
                 _Finetune(job, report).run()
-        except OSError:
+        except OSError as error:
             # Whoever deletes a finetune takes the files away that it is being trained from.
             if not job.folder.exists():
                 raise JobGoneError(job.finetune_id) from None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TrainingError(
+                    "The disk became full. Make room where the trainer keeps its data (and the hub's cache, HF_HOME), "
+                    "then start again."
+                ) from None
             raise
     shutil.rmtree(job.folder / "cache", ignore_errors=True)
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
