@@ -226,7 +226,10 @@ class BFLClient:
         Raises:
             APIError: It refused or could not be reached.
         """
-        answer = await self._exchange("POST", "/v1/finetune_need", json={**parameters, "images": images})
+        # Whoever answers there need not know what it is about.
+        told = {**parameters, "finetune_comment": "", "images": images}
+        told.pop("trigger_word", None)
+        answer = await self._exchange("POST", "/v1/finetune_need", json=told)
         # An older one of ours, and any other server, knows no such question.
         if not self.is_our_trainer or answer.status in (404, 405):
             return None

@@ -233,8 +233,8 @@ class _Reading:
             )
         else:
             next_step = (
-                "Tell the person the reason, and change what it names: the images, or the parameters. Then start again "
-                "with create_finetune."
+                "Tell the person the reason, and change what it names: images, parameters, or the trainer's settings. "
+                "Then start again with create_finetune."
             )
         return self._status(result.status, "failed", summary, next_step)
 

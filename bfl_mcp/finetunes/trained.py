@@ -92,9 +92,14 @@ class Trained:
         if self.samples:
             steps.append("compare the samples before and after")
         steps.append("load it as under load (torch, diffusers, a GPU)")
+        beside = "README.md (a card of it), loss.png and captions.json"
+        if self.download is not None:
+            beside += ", and the samples, are fetched by the same command with their names for name and --output"
+        else:
+            beside += " lie beside it"
         word = quoted(self._word, MAX_TRIGGER_WORD_CHARACTERS)
         return (
-            f"Tell the person where it is. They can {_listed(steps)}. To use it at BFL: in BFL's dashboard, "
+            f"Tell the person where it is. They can {_listed(steps)}; {beside}. To use it at BFL: in BFL's dashboard, "
             f"Customization → Finetunes → + Add Finetune, with Name {self._slug}, Base Model {self._base_model}, "
             f"Precision FP8, Trigger Phrase {word}, and the file {LORA_FILE}."
         )

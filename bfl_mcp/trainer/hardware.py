@@ -14,7 +14,7 @@ from bfl_mcp.errors import quote_foreign
 
 GIB: Final = 1 << 30
 # On a cold disk PyTorch takes half a minute to load.
-_PROBE_SECONDS: Final = 90
+_PROBE_SECONDS: Final = 40
 _PROBE: Final = """
 import json, torch
 devices = []
@@ -70,7 +70,11 @@ def probe() -> Hardware:
     global _seen  # noqa: PLW0603 - what the machine has does not change
     with _looking:
         if _seen is None:
-            _seen = _look() if is_training_installed() else Hardware(False, (), _NOT_INSTALLED)
+            seen = _look() if is_training_installed() else Hardware(False, (), _NOT_INSTALLED)
+            if seen.problem == _TOO_SLOW:
+                # The first time after a start of the machine; the next look may be quicker.
+                return seen
+            _seen = seen
         return _seen
 
 
@@ -82,6 +86,7 @@ def choose_engine(wanted: str, hardware: Hardware | None = None) -> Engine:
 
 
 _NOT_INSTALLED: Final = "the packages of the extra [train] are not installed"
+_TOO_SLOW: Final = f"PyTorch did not answer within {_PROBE_SECONDS} seconds"
 _looking: Final = threading.Lock()
 _seen: Hardware | None = None
 
@@ -102,7 +107,7 @@ def _look() -> Hardware:
         )
         devices = tuple(_read_device(told) for told in json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
-        return Hardware(True, (), f"PyTorch did not answer within {_PROBE_SECONDS} seconds")
+        return Hardware(True, (), _TOO_SLOW)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip() or f"exit status {error.returncode}").splitlines()[-1]
         return Hardware(True, (), f"PyTorch cannot be used here: {quote_foreign(last)}")

@@ -318,10 +318,19 @@ def _now() -> str:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file as a whole: write beside it, sync, rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open_private(beside, "w", "utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open_private(beside, "w", "utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(beside, path)
+    except OSError:
+        # On a full disk it would stay behind, empty.
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _replace(beside: Path, path: Path) -> None:
     for attempt in range(20):
         try:
             beside.replace(path)

@@ -42,6 +42,9 @@ _UNFOLDING: Final = 4
 _SEED: Final = 42
 _STATUS: Final = {"queued": "Pending", "training": "Pending", "ready": "Ready", "failed": "Error"}
 
+_LEAST_FREE_BYTES: Final = 1_000_000
+"""With less than this on the disk not even its progress can be written down."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choices:
@@ -105,6 +108,10 @@ class Provider:
         engine = self.engine
         if engine == "practice":
             sentence = "Practice goes through the motions, trains nothing, and takes next to nothing."
+            hardware = self._hardware or probe()
+            if self._choices.engine == "auto" and hardware.is_installed and hardware.problem:
+                # Whoever installed the packages wants to know why nothing is trained all the same.
+                sentence += f" It does not train because {hardware.problem}."
             return TrainerNeed(engine=engine, fits=True, sentence=sentence)
         if shortages := self._find_shortages(engine, inputs, inputs.images):
             sentence = " ".join(shortage.sentence for shortage in shortages)
@@ -122,7 +129,9 @@ class Provider:
             "engine": job.engine,
             "state": progress.state,
         }
-        if progress.state == "training" and progress.doing:
+        if progress.state in UNFINISHED and shutil.disk_usage(self.jobs.data).free < _LEAST_FREE_BYTES:
+            details["doing"] = "waiting for room: the disk of the trainer's data folder is full"
+        elif progress.state == "training" and progress.doing:
             details["doing"] = progress.doing
         if progress.state == "queued":
             details["queue_position"] = sum(other.order < job.order for other in self.jobs.unfinished()) + 1

@@ -27,6 +27,8 @@ from bfl_mcp.trainer.jobs import UNFINISHED, Job, JobGoneError, Jobs, Progress
 from bfl_mcp.trainer.spawn import build_environment, spawn
 
 _SECONDS_BETWEEN_REPORTS: Final = 0.5
+# A worker that cannot work would be started anew at every look, some thirty times in a quarter of a minute.
+_REST_SECONDS: Final = 15.0
 _MAX_RESUMES: Final = 10
 """Without a new checkpoint in between: whatever ended that many workers will end the next."""
 _MAX_ERRORS: Final = 2
@@ -46,13 +48,14 @@ class Workers:
     def wake(self) -> None:
         """Start workers while there is work for them. Call it after work has been put down, or seen undone."""
         with self._starting:
-            free = [slot for slot in self._slots if not slot.is_taken()]
+            free = [slot for slot in self._slots if not slot.is_taken() and not slot.is_resting()]
             if not free:
                 return
             wanted = len(Jobs(self._data).unfinished()) - (len(self._slots) - len(free))
             for slot in free[: max(0, wanted)]:
                 slot.child = spawn(self._data, slot.number, build_environment(slot.number, len(self._slots)))
                 slot.woken_again = False
+                slot.started = time.monotonic()
                 threading.Thread(target=self._outlive, args=(slot, slot.child), daemon=True).start()
 
     def count_busy(self) -> int:
@@ -76,6 +79,7 @@ class _Slot:
         self.number = number
         self.child: subprocess.Popen[bytes] | None = None
         self.woken_again = False
+        self.started = 0.0
         self._lock = _lock(data, number)
 
     def is_taken(self) -> bool:
@@ -84,6 +88,11 @@ class _Slot:
             self.woken_again = True
             return True
         return self.is_locked()
+
+    def is_resting(self) -> bool:
+        """Whether its last worker ended by an error of its own, as on a full disk, and the next is not due yet."""
+        failed = self.child is not None and (self.child.poll() or 0) > 0
+        return failed and time.monotonic() - self.started < _REST_SECONDS
 
     def is_locked(self) -> bool:
         try:

@@ -462,14 +462,15 @@ NEED = {"engine": "flux2", "fits": False, "sentence": "It takes 24.0 GiB. Set fi
 
 
 async def test_our_trainer_says_what_a_training_takes(bfl: FakeBFL, api: BFLClient) -> None:
-    """Asked with the parameters and the number of images alone."""
+    """Asked with the number of images and the parameters alone, and of those not with what it is about."""
     bfl.need = NEED
 
     need = await api.ask_need(PARAMETERS, 12)
 
     assert need is not None
     assert (need.engine, need.fits, need.sentence) == tuple(NEED.values())
-    assert bfl.requests[-1].json() == {**PARAMETERS, "images": 12}
+    told = {name: value for name, value in PARAMETERS.items() if name != "trigger_word"}
+    assert bfl.requests[-1].json() == {**told, "finetune_comment": "", "images": 12}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ async def test_a_dry_run_says_what_it_takes_and_that_it_fits(
     assert f'The trainer says: "{FITS["sentence"]}"' in facts["summary"].replace("'", '"')
     assert "it costs nothing" in facts["next_step"]
     [request] = trainer.requests
-    assert request.json() == {**facts["parameters"], "images": 3}
+    told = {name: value for name, value in facts["parameters"].items() if name != "trigger_word"}
+    assert request.json() == {**told, "finetune_comment": "", "images": 3}
 
 
 async def test_a_dry_run_says_what_is_missing(connect: Connect, trainer: FakeBFL, asked: dict[str, Any]) -> None:

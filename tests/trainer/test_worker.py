@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from bfl_mcp.trainer.jobs import Job, Jobs, Progress
-from bfl_mcp.trainer.worker import drain
+from bfl_mcp.trainer.worker import Workers, drain
 from tests.trainer.archives import good_archive, start
 from tests.trainer.conftest import connect, make_app
 from tests.trainer.processes import Server, end, is_over, names, serving, wait_until, workers
@@ -369,3 +370,41 @@ async def test_deleting_removes_the_folder_in_every_state_and_the_worker_goes_on
     assert not names(data / "finetunes")
     wait_until(lambda: not workers(data))
     assert (data / "worker.log").read_bytes() == b""
+
+
+def test_a_worker_that_cannot_work_is_not_started_at_every_look(data: Path) -> None:
+    """As on a full disk, where nothing can be written down: thirty processes in a quarter of a minute help nobody."""
+    job = put(data)
+    # Where its attempts are to be counted nothing can be written.
+    (job.folder / "attempts.json").mkdir()
+    starting = Workers(data)
+
+    starting.wake()
+    first = starting._slots[0].child
+    assert first is not None
+    assert first.wait(30) == 1
+    for _ in range(5):
+        starting.wake()
+
+    assert starting._slots[0].child is first
+    assert names(job.folder) == ["attempts.json", "dataset", "progress.json", "request.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on files can be set here")
+def test_what_a_full_disk_does_not_take_leaves_nothing_behind(data: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    import resource
+
+    job = put(data)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            job.write_progress(Progress("training", 7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+    assert names(job.folder) == ["dataset", "progress.json", "request.json"]
+    assert job.read_progress() == Progress("queued")

@@ -37,6 +37,11 @@ from bfl_mcp.trainer.needs import choose_plan, count_pixels, list_plans
 from bfl_mcp.trainer.shapes import read_shape
 
 _PROMPTS: Final = 2
+_WRITER: Final = "PytorchStreamWriter failed writing file"
+_FULL_DISK: Final = (
+    "The disk became full. Make room where the trainer keeps its data (BFL_MCP_HOME, or --data) and the hub its cache "
+    "(HF_HOME), then start again. finetune_type='lora' needs the least."
+)
 _CAPTIONS_TOLD: Final = 3
 # Single losses jump with the noise level that was drawn.
 _LOSSES_TOLD: Final = 20
@@ -59,10 +64,12 @@ def flux2(job: Job, report: Report) -> None:
             if not job.folder.exists():
                 raise JobGoneError(job.finetune_id) from None
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TrainingError(
-                    "The disk became full. Make room where the trainer keeps its data (and the hub's cache, HF_HOME), "
-                    "then start again."
-                ) from None
+                raise TrainingError(_FULL_DISK) from None
+            raise
+        except RuntimeError as error:
+            # What PyTorch makes of a disk that takes no more of a checkpoint.
+            if _WRITER in str(error):
+                raise TrainingError(_FULL_DISK) from None
             raise
     shutil.rmtree(job.folder / "cache", ignore_errors=True)
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
