@@ -49,14 +49,14 @@ class Trained:
         if self._path is not None:
             return None
         url = self._client.file_url(self._finetune_id, LORA_FILE)
-        command = f'curl --fail --header "x-key: $BFL_API_KEY" --output {LORA_FILE} {shlex.quote(url)}'
+        command = f'curl --fail --header "x-key: $BFL_API_KEY" --output {self._saved_as} {shlex.quote(url)}'
         return command if len(command) <= _PATH_CHARACTERS else None
 
     @property
     def load(self) -> list[str]:
         """Three lines of Python that make a picture with it. The texts in them are literals, whatever they say."""
         model = json.dumps(quote_foreign(self._told.base_model or "", _NAME_CHARACTERS), ensure_ascii=False)
-        lora = json.dumps(self._path or LORA_FILE, ensure_ascii=False)
+        lora = json.dumps(self._path or self._saved_as, ensure_ascii=False)
         prompt = json.dumps(f"a picture of {self._word}".rstrip(), ensure_ascii=False)
         return [
             f'pipe = diffusers.Flux2KleinPipeline.from_pretrained({model}, torch_dtype=torch.bfloat16).to("cuda")',
@@ -87,7 +87,7 @@ class Trained:
         steps = []
         if self.download is not None:
             steps.append(
-                f"fetch {LORA_FILE} with the command under download, where BFL_API_KEY holds the trainer's key"
+                f"fetch {self._saved_as} with the command under download, where BFL_API_KEY holds the trainer's key"
             )
         if self.samples:
             steps.append("compare the samples before and after")
@@ -101,7 +101,8 @@ class Trained:
         return (
             f"Tell the person where it is. They can {_listed(steps)}; {beside}. To use it at BFL: in BFL's dashboard, "
             f"Customization → Finetunes → + Add Finetune, with Name {self._slug}, Base Model {self._base_model}, "
-            f"Precision FP8, Trigger Phrase {word}, and the file {LORA_FILE}."
+            f"Precision FP8, Trigger Phrase {word}, and the file "
+            f"{self._saved_as if self.download is not None else LORA_FILE}."
         )
 
     @property
@@ -122,6 +123,11 @@ class Trained:
         """A name as BFL's form takes it."""
         slug = re.sub(r"[^a-z0-9_]+", "-", self._comment.lower()).strip("-")[:40].rstrip("-")
         return slug or "my-finetune"
+
+    @property
+    def _saved_as(self) -> str:
+        """The file that a download makes. The next finetune's has another name, so that neither is written over."""
+        return f"{self._slug}-{re.sub('[^0-9a-z]', '', self._finetune_id.lower())[:8]}.safetensors"
 
     def _losses(self) -> str:
         told = self._told

@@ -104,15 +104,19 @@ async def test_a_lora_elsewhere_is_fetched_with_the_key_unshown(tmp_path: Path) 
         await client.aclose()
 
     assert status.download is not None
+    assert status.finetune_id is not None
     words = shlex.split(status.download)
-    assert words[:-1] == ["curl", "--fail", "--header", "x-key: $BFL_API_KEY", "--output", "lora.safetensors"]
+    # Two finetunes of one name must not be written over each other.
+    name = f"toy-robot-first-try-{status.finetune_id[:8]}.safetensors"
+    assert words[:-1] == ["curl", "--fail", "--header", "x-key: $BFL_API_KEY", "--output", name]
     assert (words[-1].startswith(f"{url}/v1/finetune_file?"), KEY in status.model_dump_json()) == (True, False)
     asked = {"finetune_id": [status.finetune_id], "name": ["lora.safetensors"]}
     assert parse_qs(urlsplit(words[-1]).query) == asked
     assert status.load is not None
-    assert 'load_lora_weights("lora.safetensors")' in status.load[1]
+    assert f'load_lora_weights("{name}")' in status.load[1]
+    assert f"fetch {name} with the command under download" in status.next_step
+    assert status.next_step.endswith(f"and the file {name}.")
     assert status.samples == ["samples/01-before.png", "samples/01-after.png"]
-    assert "with the command under download" in status.next_step
 
 
 @pytest.mark.parametrize(
