@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from bfl_mcp.dataset.findings import megabytes
 from bfl_mcp.errors import quote_foreign, quote_name, quoted
 from bfl_mcp.finetunes.packing import Packed
+from bfl_mcp.finetunes.price import Quote
 from bfl_mcp.finetunes.provider import Provider
-from bfl_mcp.finetunes.spend import Quote
 
 if TYPE_CHECKING:
     from bfl_mcp.dataset.findings import Finding, Severity

@@ -9,6 +9,7 @@ import anyio
 from bfl_mcp.errors import APIError, ConfigError, NotFoundError, quoted
 from bfl_mcp.finetunes.background import Background, Call, OnProgress
 from bfl_mcp.finetunes.journal import Entry
+from bfl_mcp.finetunes.past import Past
 from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.finetunes.started import ago
 from bfl_mcp.finetunes.status import FinetuneStatus, StartState, follow_status
@@ -24,7 +25,12 @@ ClientFor = Callable[[str], Awaitable["BFLClient | None"]]
 
 
 async def find_status(
-    starts: Starts, client_for: ClientFor, finetune_id: str | None, wait_seconds: float, on_progress: OnProgress
+    starts: Starts,
+    past: Past,
+    client_for: ClientFor,
+    finetune_id: str | None,
+    wait_seconds: float,
+    on_progress: OnProgress,
 ) -> FinetuneStatus:
     """How a finetune stands, or without an id the newest start.
 
@@ -33,33 +39,35 @@ async def find_status(
         APIError: It could not be read.
     """
     with anyio.move_on_after(_CALL_SECONDS):
-        return await _find(starts, client_for, finetune_id, Call(wait_seconds, on_progress))
+        return await _find(starts, past, client_for, finetune_id, Call(wait_seconds, on_progress))
     raise APIError(
         f"The provider took longer than {_CALL_SECONDS:.0f} seconds. Nothing was changed by asking. Ask again in a "
         "minute."
     )
 
 
-async def _find(starts: Starts, client_for: ClientFor, finetune_id: str | None, call: Call) -> FinetuneStatus:
+async def _find(
+    starts: Starts, past: Past, client_for: ClientFor, finetune_id: str | None, call: Call
+) -> FinetuneStatus:
     if finetune_id is not None:
-        entry = await _entry(starts, finetune_id)
+        entry = await _entry(past, finetune_id)
     else:
         newest = await starts.newest()
         if isinstance(newest, Background):
             if not await newest.wait(call):
                 return _sending(newest.doing)
             finetune_id = newest.result().finetune_id
-            newest = await _entry(starts, finetune_id)
+            newest = await _entry(past, finetune_id)
         entry = newest
         finetune_id = entry.finetune_id if entry is not None else finetune_id
     if finetune_id is None:
         if entry is not None:
-            return _without_id(entry, starts.how_to_look_for(entry))
+            return _without_id(entry, past.how_to_look_for(entry))
         raise NotFoundError(
             "Nothing was started from this machine yet, as far as the journal knows. Start with create_finetune, or "
             "name the finetune_id."
         )
-    client = await client_for(entry.provider if entry is not None else starts.provider_url)
+    client = await client_for(entry.provider if entry is not None else past.provider_url)
     if client is None:
         return _from_journal(entry)
     return await _ask(client, finetune_id, entry, call)
@@ -75,9 +83,9 @@ async def _ask(client: "BFLClient", finetune_id: str, entry: Entry | None, call:
         raise type(error)(f"{error} {started}") from None
 
 
-async def _entry(starts: Starts, finetune_id: str | None) -> Entry | None:
+async def _entry(past: Past, finetune_id: str | None) -> Entry | None:
     try:
-        return await starts.find(finetune_id) if finetune_id is not None else None
+        return await past.find(finetune_id) if finetune_id is not None else None
     except ConfigError:
         # Looking needs no journal.
         return None

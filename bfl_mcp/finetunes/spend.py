@@ -1,14 +1,12 @@
-"""The spend gate: what something costs, who must agree to it, and the limit for a day."""
+"""The spend gate: who must agree to a price, and the limit for a day."""
 
 from dataclasses import dataclass
 from typing import Final
 
 import anyio
 
-from bfl_mcp.config import is_loopback
-from bfl_mcp.contract import BFL_TRAINING_PRICES_USD
 from bfl_mcp.errors import BFLError
-from bfl_mcp.finetunes.provider import Provider
+from bfl_mcp.finetunes.price import Quote
 
 CONSENT_SECONDS = 600.0
 """A question that nobody answers for so long is answered with no."""
@@ -18,23 +16,6 @@ _QUESTIONS_REMEMBERED: Final = 100
 
 class SpendRefusedError(BFLError):
     """Money would be spent that nobody has agreed to; nothing was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """What a training costs. `usd` is None where nobody knows."""
-
-    usd: float | None
-    words: str
-
-    @property
-    def is_free(self) -> bool:
-        return self.usd == 0
-
-    @property
-    def confirmation_usd(self) -> float:
-        """What `confirm_cost_usd` must say once the person has agreed: the price, or 0 for an unknown one."""
-        return self.usd or 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +105,6 @@ def unusable_answer() -> SpendRefusedError:
         "Not started, nothing was sent or charged: the person was asked, and the host answered neither yes nor no. "
         "Call create_finetune again, and they will be asked anew."
     )
-
-
-def quote_training(provider: Provider, iterations: int, *, is_our_trainer: bool) -> Quote:
-    """The price of a training of so many iterations at a provider."""
-    if provider.url is None or is_loopback(provider.url) or is_our_trainer:
-        return Quote(0.0, "free")
-    if provider.is_bfl:
-        price = next(usd for most, usd in BFL_TRAINING_PRICES_USD if iterations <= most)
-        return Quote(price, f"${price:.2f} (BFL's last published price for {iterations} iterations)")
-    return Quote(None, "unknown: this provider publishes no price here")
 
 
 def check_spend_limit(price_usd: float | None, spent_usd: float, limit_usd: float | None) -> None:

@@ -11,8 +11,8 @@ from bfl_mcp.errors import quote_foreign, quoted
 from bfl_mcp.finetunes.checked import FindingTold, Told
 from bfl_mcp.finetunes.journal import Entry
 from bfl_mcp.finetunes.packing import count
+from bfl_mcp.finetunes.price import Quote
 from bfl_mcp.finetunes.provider import HOW_TO_TRAIN_FOR_REAL, Provider
-from bfl_mcp.finetunes.spend import Quote
 from bfl_mcp.finetunes.status import StartState
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from bfl_mcp.dataset.folder import Dataset
 from bfl_mcp.dataset.judge import Plan, judge
 from bfl_mcp.finetunes.checked import DatasetChecked, tell_checked
 from bfl_mcp.finetunes.packing import Packed
+from bfl_mcp.finetunes.price import Quote, quote_training
 from bfl_mcp.finetunes.provider import choose_provider
-from bfl_mcp.finetunes.spend import Quote, quote_training
 
 SEVERITIES = ("fault", "warning", "info")
 """Worst first, as reports show them."""

@@ -19,8 +19,14 @@ from bfl_mcp.config import Settings, is_bfl_host
 from bfl_mcp.errors import ConfigError, quote_foreign, quoted
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.consent import Consents
+from bfl_mcp.finetunes.desk import Desk
 from bfl_mcp.finetunes.export import Exports
+from bfl_mcp.finetunes.packing import Packing
+from bfl_mcp.finetunes.past import Past
+from bfl_mcp.finetunes.price import Prices
 from bfl_mcp.finetunes.provider import choose_provider
+from bfl_mcp.finetunes.sending import Sender
 from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.server import tools as our
 from bfl_mcp.server.desk import DESK_TOOLS
@@ -124,12 +130,12 @@ def _embedded_app(settings: Settings) -> Any:
 class Server(MCPServer[App]):
     """The SDK's server, with argument errors in words a model can act on."""
 
-    starts: Starts | None = None
+    sender: Sender | None = None
 
     @property
     def on_the_wire(self) -> bool:
         """Whether a start is being sent, which is worth waiting for before the process ends."""
-        return self.starts is not None and self.starts.on_the_wire > 0
+        return self.sender is not None and self.sender.on_the_wire > 0
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
@@ -175,13 +181,20 @@ def build_server(settings: Settings, transport: "Transport | None" = None) -> Se
         connection = Connection(settings, transport)
         async with anyio.create_task_group() as tasks:
             provider = choose_provider(settings)
-            starts = Starts(settings, provider, connection.client, tasks)
-            exports = Exports(settings, provider, starts.packing, tasks)
-            server.starts = starts
+            packing = Packing(settings, provider, tasks)
+            prices = Prices(provider, connection.client)
+            past = Past(settings, provider, connection.client)
+            consents = Consents(settings, provider, packing, prices, past)
+            sender = Sender(settings, provider, connection.client, packing, prices, past)
+            desk = Desk(settings, provider, packing, prices)
+            starts = Starts(packing, consents, sender, past, tasks)
+            exports = Exports(settings, provider, packing, tasks)
+            server.sender = sender
             try:
-                yield App(connection, starts, exports, settings)
+                yield App(connection, desk, starts, past, exports, settings)
             finally:
-                await starts.close()
+                await sender.close()
+                packing.close()
                 exports.close()
                 tasks.cancel_scope.cancel()
         await connection.aclose()

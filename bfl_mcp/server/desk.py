@@ -45,8 +45,8 @@ async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChec
     Looks at every image and caption: damage, size, blur, duplicates, captions, trigger word. Sends nothing and changes
     nothing. Only folder is required; checks that need another argument are left out and named.
     """
-    starts = ctx.request_context.lifespan_context.starts
-    checked = await starts.check(
+    desk = ctx.request_context.lifespan_context.desk
+    checked = await desk.check(
         request.folder,
         {"mode": request.mode, "trigger_word": request.trigger_word},
         request.iterations,
@@ -54,7 +54,7 @@ async def check_dataset(request: CheckDataset, ctx: Context[App]) -> DatasetChec
         IN_HAND.get().call,
     )
     if checked is None:
-        raise _not_yet(f"Still looking at the folder: {starts.how_far(request.folder)}", "check_dataset")
+        raise _not_yet(f"Still looking at the folder: {desk.how_far(request.folder)}", "check_dataset")
     return checked
 
 
@@ -76,10 +76,10 @@ async def view_dataset(request: ViewDataset, ctx: Context[App]) -> Picture:
     Use it to describe or caption images, and to see what a finding is about. Orange frames have warnings, red ones
     faults. Sends nothing and changes nothing. Names a file with the picture, for a person whose host shows none.
     """
-    starts = ctx.request_context.lifespan_context.starts
-    picture = await starts.view(request.folder, request.page, request.image, IN_HAND.get().call)
+    desk = ctx.request_context.lifespan_context.desk
+    picture = await desk.view(request.folder, request.page, request.image, IN_HAND.get().call)
     if picture is None:
-        raise _not_yet(f"Still looking at the folder: {starts.how_far(request.folder)}", "view_dataset")
+        raise _not_yet(f"Still looking at the folder: {desk.how_far(request.folder)}", "view_dataset")
     return picture
 
 

@@ -23,9 +23,12 @@ from bfl_mcp.contract import (
 )
 from bfl_mcp.finetunes import spend
 from bfl_mcp.finetunes.background import Call
+from bfl_mcp.finetunes.desk import Desk
 from bfl_mcp.finetunes.export import Exports
 from bfl_mcp.finetunes.lookup import find_status
-from bfl_mcp.finetunes.start import StartRequest, Starts
+from bfl_mcp.finetunes.past import Past
+from bfl_mcp.finetunes.request import StartRequest
+from bfl_mcp.finetunes.start import Starts
 from bfl_mcp.finetunes.started import FinetuneStarted
 from bfl_mcp.finetunes.status import FinetuneStatus
 from bfl_mcp.server.schema import ToolInput, make_tool
@@ -67,7 +70,9 @@ class App:
     """What the tools share for the life of the process."""
 
     connection: "Connection"
+    desk: Desk
     starts: Starts
+    past: Past
     exports: Exports
     settings: Settings
 
@@ -180,7 +185,7 @@ async def get_finetune_details(request: GetFinetuneDetails, ctx: Context[App]) -
     """
     app = _app(ctx)
     return await find_status(
-        app.starts, app.connection.client_for, request.finetune_id, request.wait_seconds, ctx.report_progress
+        app.starts, app.past, app.connection.client_for, request.finetune_id, request.wait_seconds, ctx.report_progress
     )
 
 

@@ -811,14 +811,14 @@ async def _after(seconds: float, event: anyio.Event) -> None:
 def test_the_times_that_are_promised() -> None:
     """The README and the answers name them."""
     from bfl_mcp import cli, client
-    from bfl_mcp.finetunes import lookup, spend, start
+    from bfl_mcp.finetunes import lookup, sending, spend
     from bfl_mcp.server import tools
 
     assert tools.ANSWER_SECONDS == 45
     assert lookup._CALL_SECONDS == 50
     assert spend.CONSENT_SECONDS == 600
     assert client._START_SECONDS == 15 * 60
-    assert start._WIRE_SECONDS_ON_CLOSE == 30
+    assert sending._WIRE_SECONDS_ON_CLOSE == 30
     assert cli._WIRE_SECONDS_ON_SIGNAL == 2
     assert Settings.model_fields["settle_seconds"].default == 120
 

@@ -11,8 +11,8 @@ from mcp import Client
 from mcp_types import ElicitRequestParams, ElicitResult, ErrorData
 
 from bfl_mcp.config import Settings
+from bfl_mcp.finetunes.price import quote_training
 from bfl_mcp.finetunes.provider import choose_provider
-from bfl_mcp.finetunes.spend import quote_training
 from bfl_mcp.server import build_server
 from tests.fakes.bfl import KEY, Answer, FakeBFL
 from tests.pictures import fill_folder
@@ -365,7 +365,7 @@ async def test_a_provider_that_does_not_answer_about_its_price_ends_the_call_in_
 ) -> None:
     """The host would give up first, and nobody would know what happened."""
     monkeypatch.setattr("bfl_mcp.server.tools.ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr("bfl_mcp.finetunes.start._PRICE_SECONDS", 0.3)
+    monkeypatch.setattr("bfl_mcp.finetunes.price.ASKED_SECONDS", 0.3)
 
     async def never(request: httpx.Request) -> httpx.Response:
         await anyio.sleep_forever()
